@@ -1,0 +1,138 @@
+"""Everything that can go wrong for a caller, as one tree.
+
+    TokentapeError
+    ├── InvalidRequest        the job was refused: nothing was enqueued
+    ├── IdempotencyConflict   the key belongs to a job with another body
+    ├── JobNotFound           never submitted, or its tape has expired
+    ├── BadCursor             not an entry id
+    ├── CorruptTape           an entry that cannot be read, or a hole in the tape
+    ├── Restarted             a new attempt began: what was assembled so far is void
+    ├── ResultTimeout         the caller's wait is over; the job goes on (also a TimeoutError)
+    ├── RedisUnavailable      the server did not answer in time (also a ConnectionError)
+    ├── ConfigError           a setting has a wrong name or value
+    ├── ExtraMissing          the command needs an extra that is not installed
+    └── JobError              the job ended, and not with a completion
+        ├── JobFailed
+        ├── JobCancelled
+        └── JobExpired
+
+A caller can always tell "ended badly" (JobError) from "not known yet" (ResultTimeout, RedisUnavailable).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .job import ErrorInfo
+
+
+class TokentapeError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class InvalidRequest(TokentapeError, ValueError):
+    """The job was refused before anything was written.
+
+    `field` names what is wrong, dotted (`messages.0.content`), or is None where it is the whole request.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+
+
+class IdempotencyConflict(TokentapeError):
+    """The idempotency key was used before, with another request."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"{job_id} was submitted with the same idempotency key and another request")
+        self.job_id = job_id
+
+
+class JobNotFound(TokentapeError, LookupError):
+    """No tape stands under this id: it was never submitted, or its retention is over."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"{job_id}: no such job (never submitted, or its retention is over)")
+        self.job_id = job_id
+
+
+class BadCursor(TokentapeError, ValueError):
+    """A cursor that is not an entry id of the form `<attempt>-<seq>`."""
+
+    def __init__(self, cursor: object) -> None:
+        super().__init__(f"{cursor!r} is not an entry id: expected <attempt>-<seq>, as in 0-0 or 1-42")
+        self.cursor = cursor
+
+
+class CorruptTape(TokentapeError):
+    """An entry that cannot be read, or that does not follow the one before. The reader goes no further."""
+
+    def __init__(self, job_id: str, entry_id: str, reason: str) -> None:
+        super().__init__(f"{job_id}: entry {entry_id}: {reason}")
+        self.job_id = job_id
+        self.entry_id = entry_id
+        self.reason = reason
+
+
+class Restarted(TokentapeError):
+    """A new attempt began. What had been read of the attempt before is void; `reason` says why it ended."""
+
+    def __init__(self, job_id: str, attempt: int, reason: str) -> None:
+        super().__init__(f"{job_id}: attempt {attempt} starts over ({reason})")
+        self.job_id = job_id
+        self.attempt = attempt
+        self.reason = reason
+
+
+class ResultTimeout(TokentapeError, TimeoutError):
+    """The caller waited `wait_s` seconds. The job is not affected."""
+
+    def __init__(self, job_id: str, wait_s: float) -> None:
+        super().__init__(f"{job_id} did not end within {wait_s:g} s; it goes on, and can be waited for again")
+        self.job_id = job_id
+        self.wait_s = wait_s
+
+
+class RedisUnavailable(TokentapeError, ConnectionError):
+    """The server did not answer before the caller's deadline. Submitting again with the same key is safe."""
+
+
+class ConfigError(TokentapeError, ValueError):
+    """A setting has a wrong name or a wrong value; the message names it and where it was read."""
+
+
+class ExtraMissing(TokentapeError, ImportError):
+    """A part was asked for whose packages are not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the {extra!r} extra: pip install 'tokentape[{extra}]'")
+        self.extra = extra
+
+
+class JobError(TokentapeError):
+    """The job ended without a completion. `error` says why and whether a retry may help."""
+
+    status = "failed"
+
+    def __init__(self, job_id: str, error: ErrorInfo) -> None:
+        super().__init__(f"{job_id} {self.status}: {error.type}: {error.message}")
+        self.job_id = job_id
+        self.error = error
+
+
+class JobFailed(JobError):
+    """Upstream or the worker gave up."""
+
+
+class JobCancelled(JobError):
+    """Somebody cancelled the job."""
+
+    status = "cancelled"
+
+
+class JobExpired(JobError):
+    """The job's own deadline (`timeout_s` from submit) passed first."""
+
+    status = "expired"

@@ -1,0 +1,237 @@
+"""Settings: defaults, then `tokentape.toml`, then `TOKENTAPE_*` in the environment, parsed once.
+
+Every field is `TOKENTAPE_` and its name in capitals in the environment, and its plain name in the file, which
+`TOKENTAPE_CONFIG` points to; the tables `[upstreams.NAME]` stand in the file only. Durations end in `_s`, sizes
+in `_bytes`. Keys for upstreams are named (`api_key_env`, `api_key_file`), never written down, and are read by
+the worker alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError
+
+ENV_PREFIX: Final = "TOKENTAPE_"
+DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
+DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
+Bytes = Annotated[int, Field(ge=1024)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Upstream(BaseModel):
+    """One chat API that workers may call: a `[upstreams.NAME]` table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dialect: Literal["openai", "anthropic", "gemini"] = "openai"
+    base_url: str = DEFAULT_BASE_URL
+    #: Name of the environment variable that holds the key.
+    api_key_env: str | None = None
+    #: File that holds the key; read at every worker start, white space stripped.
+    api_key_file: Path | None = None
+    #: Models that are sent here when a job names no upstream: names or shell patterns.
+    models: tuple[str, ...] = ("*",)
+    #: Calls under way at once, per worker process.
+    max_concurrency: Count = 256
+    #: Calls begun per minute by all workers together; 0 is no limit.
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    #: Tokens (prompt and completion) per minute of all workers together; 0 is no limit.
+    tokens_per_minute: Annotated[int, Field(ge=0)] = 0
+    connect_timeout_s: Seconds = 5.0
+    #: From sending the request to the first chunk.
+    first_chunk_timeout_s: Seconds = 60.0
+    #: From one byte to the next, once chunks flow.
+    idle_timeout_s: Seconds = 30.0
+    #: Calls that may fail (crashes of a worker count too) before the job does.
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    #: Sent with every call, beside the key.
+    headers: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _address_is_plain(self) -> Upstream:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"base_url must be http:// or https:// with a host, not {self.base_url!r}")
+        if parts.username or parts.password:
+            raise ValueError("base_url must not hold a user or a password; use api_key_env or api_key_file")
+        if self.api_key_env and self.api_key_file:
+            raise ValueError("api_key_env and api_key_file exclude each other")
+        return self
+
+    def api_key(self) -> str | None:
+        """The key, read now; None where none is configured. Raises ConfigError where it is configured and missing."""
+        if self.api_key_env:
+            key = os.environ.get(self.api_key_env, "").strip()
+            if not key:
+                raise ConfigError(f"api_key_env: the environment variable {self.api_key_env} is not set")
+            return key
+        if self.api_key_file:
+            try:
+                return self.api_key_file.read_text().strip()
+            except OSError as error:
+                raise ConfigError(f"api_key_file: {self.api_key_file} cannot be read ({error.strerror})") from error
+        return None
+
+    def serves(self, model: str) -> bool:
+        """Whether a pattern of `models` matches."""
+        return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
+
+
+class Settings(BaseModel):
+    """Everything that can be set. `Settings.load()` reads it from the environment and the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: The server of the queue, and of the tapes unless `tape_url` names another. redis://, rediss:// or unix://.
+    redis_url: str = DEFAULT_REDIS_URL
+    #: The server of the tapes, where it is another one.
+    tape_url: str | None = None
+    #: Prefixes every key and every queue.
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "tokentape"
+    #: How long a call to Redis is tried again before RedisUnavailable.
+    redis_wait_s: Seconds = 5.0
+
+    #: Streams at once in one worker process.
+    concurrency: Annotated[int, Field(ge=1, le=100_000)] = 256
+    #: A worker that has not renewed for this long is dead to the others.
+    lease_s: Seconds = 5.0
+    #: How often a worker renews; unset, 0.3 of the lease.
+    renew_s: Seconds | None = None
+    #: How often each worker looks for dead workers, due retries and overdue jobs.
+    sweep_s: Seconds = 1.0
+    #: How long a stopping worker lets its streams finish.
+    grace_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    #: How long an acknowledged job is watched, so that an end that a failover lost is noticed.
+    settle_s: Seconds = 10.0
+    #: A wait before a retry that is longer than this gives the slot back.
+    hold_s: Annotated[float, Field(ge=0, le=3_600)] = 3.0
+    #: The longest wait that an upstream's Retry-After may ask for.
+    max_retry_after_s: Seconds = 120.0
+
+    #: How long tape and result live after the end.
+    retention_s: Seconds = 86_400.0
+    #: How much longer than its deadline the tape of an unfinished job lives.
+    expiry_margin_s: Seconds = 86_400.0
+
+    #: Chunks of one job, as JSON; beyond it the job ends `output_too_large`.
+    max_output_bytes: Bytes = 16 * 1024 * 1024
+    #: Chunks that one worker holds unpublished; beyond it, it stops reading upstream.
+    max_unpublished_bytes: Bytes = 64 * 1024 * 1024
+    #: What a worker keeps of the newest published chunks of an attempt, to send again.
+    resend_bytes: Bytes = 64 * 1024
+    #: How long a worker tries to write to a server whose memory is full before it ends the job `storage_full`.
+    storage_wait_s: Seconds = 30.0
+    #: What one follower buffers; beyond it, it reads from Redis at its own pace.
+    reader_buffer_bytes: Bytes = 4 * 1024 * 1024
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = "auto"
+
+    upstreams: dict[str, Upstream] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _intervals_fit(self) -> Settings:
+        if self.renewal_s * 2 > self.lease_s:
+            raise ValueError(f"renew_s ({self.renewal_s:g}) must be at most half of lease_s ({self.lease_s:g})")
+        return self
+
+    @property
+    def renewal_s(self) -> float:
+        """How often a worker renews its lease, in seconds."""
+        return self.renew_s or self.lease_s * 0.3
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Read defaults, file and environment, in that order; `overrides` win over all of them.
+
+        Raises ConfigError that names the setting, where it was read, and the nearest right name.
+        """
+        env = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for name, value in _read_file(env.get(f"{ENV_PREFIX}CONFIG")).items():
+            values[name], sources[name] = value, f"{name} in {env[f'{ENV_PREFIX}CONFIG']}"
+        for variable, value in env.items():
+            if not variable.startswith(ENV_PREFIX) or variable == f"{ENV_PREFIX}CONFIG":
+                continue
+            if variable.startswith(f"{ENV_PREFIX}TEST_"):  # left to test suites
+                continue
+            name = variable.removeprefix(ENV_PREFIX).lower()
+            if name not in _FROM_ENVIRONMENT:
+                raise ConfigError(f"{variable}: no such setting{_nearest(variable, _ENVIRONMENT_NAMES)}")
+            values[name], sources[name] = value, variable
+        for name, value in overrides.items():
+            if value is not None:
+                values[name], sources[name] = value, name
+        if not values.get("upstreams"):
+            values["upstreams"] = {"default": _upstream_from(env)}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, sources)) from None
+
+    def route(self, model: str) -> str | None:
+        """The upstream for a model that names none: an exact name first, then the patterns in the file's order."""
+        for name, upstream in self.upstreams.items():
+            if model in upstream.models:
+                return name
+        return next((name for name, upstream in self.upstreams.items() if upstream.serves(model)), None)
+
+
+_FROM_ENVIRONMENT: Final = tuple(name for name in Settings.model_fields if name != "upstreams")
+_ENVIRONMENT_NAMES: Final = tuple(f"{ENV_PREFIX}{name.upper()}" for name in (*_FROM_ENVIRONMENT, "config"))
+
+
+def _upstream_from(env: Mapping[str, str]) -> dict[str, Any]:
+    """The one upstream that stands where no file names any."""
+    upstream: dict[str, Any] = {}
+    if env.get("OPENAI_BASE_URL"):
+        upstream["base_url"] = env["OPENAI_BASE_URL"]
+    if env.get("OPENAI_API_KEY"):
+        upstream["api_key_env"] = "OPENAI_API_KEY"
+    return upstream
+
+
+def _read_file(path: str | None) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        with Path(path).open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{ENV_PREFIX}CONFIG: {path} cannot be read ({error.strerror})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    loc = tuple(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if not loc:
+        return message
+    where = sources.get(loc[0], loc[0])
+    inside = ".".join(loc[1:])
+    if first["type"] == "extra_forbidden":
+        known = Upstream.model_fields if inside else Settings.model_fields
+        return f"{where}{f' ({inside})' if inside else ''}: no such setting{_nearest(loc[-1], tuple(known))}"
+    shown = "" if inside else f", not {first['input']!r}"
+    return f"{where}{f' ({inside})' if inside else ''}: {message}{shown}"
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else ""
