@@ -1,0 +1,199 @@
+"""Two thin ways to a server, blocking and asyncio: run commands in one round trip, load scripts where they are missing.
+
+Everything that this project sends may be repeated: a reply that was lost is answered by sending again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.retry import Retry
+
+from .errors import ConfigError, RedisUnavailable, TokentapeError
+from .scripts import Command, Dialect, Script, unknown_script
+
+T = TypeVar("T")
+
+#: Passing trouble: the same command may go through later.
+TRANSIENT: Final = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+
+#: A server that accepts a connection and then says nothing is given up after this long.
+_SILENCE_S: Final = 10.0
+
+
+def shown(url: str) -> str:
+    """A URL without its password, for messages."""
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
+
+
+def connect(url: str) -> redis.Redis:
+    """A blocking client for a URL; it connects when first used. Raises ConfigError for a URL that is none."""
+    try:
+        return redis.Redis.from_url(url, **_options())
+    except ValueError as error:
+        raise ConfigError(f"redis_url: {shown(url)}: {error}") from error
+
+
+def connect_async(url: str) -> redis.asyncio.Redis:
+    """The same for asyncio."""
+    try:
+        return redis.asyncio.Redis.from_url(url, **_options(for_asyncio=True))
+    except ValueError as error:
+        raise ConfigError(f"redis_url: {shown(url)}: {error}") from error
+
+
+def _options(*, for_asyncio: bool = False) -> dict[str, Any]:
+    retry = redis.asyncio.retry.Retry(NoBackoff(), 0) if for_asyncio else Retry(NoBackoff(), 0)
+    return {"socket_timeout": _SILENCE_S, "socket_connect_timeout": 5.0, "retry": retry, "health_check_interval": 0}
+
+
+class Server:
+    """One server over a blocking client. Thread-safe, as the client's pool is."""
+
+    def __init__(self, client: redis.Redis, scripts: Sequence[Script]) -> None:
+        self.client = client
+        self._dialect = Dialect(tuple(scripts))
+
+    def run(self, commands: list[Command], *, atomic: bool = False) -> list[Any]:
+        """Run commands in one round trip; `atomic` wraps them in MULTI and EXEC. -> replies, in order.
+
+        Raises the first error that any of them got.
+        """
+        return _checked(self.run_all(commands, atomic=atomic))
+
+    def run_all(self, commands: list[Command], *, atomic: bool = False) -> list[Any]:
+        """The same, with errors standing among the replies."""
+        replies = self._send(self._dialect.adapt(commands), atomic)
+        if unknown_script(replies):
+            while not self._dialect.loaded(self._send(self._dialect.loading(), False)):
+                pass
+            replies = self._send(self._dialect.adapt(commands), atomic)
+        return replies
+
+    def run_durably(self, commands: list[Command], wait_s: float) -> list[Any]:
+        """Run them as one transaction, then wait until the server's append-only file holds it."""
+        with self.client.client() as connection:
+            replies = Server(connection, self._dialect.scripts).run(commands, atomic=True)
+            try:
+                _check_durable(connection.execute_command("WAITAOF", 1, 0, round(wait_s * 1000)), wait_s)
+            except ResponseError as error:
+                _check_durable_error(error)
+        return replies
+
+    def _send(self, commands: list[Command], atomic: bool) -> list[Any]:
+        with self.client.pipeline(transaction=atomic) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(pipe.execute(raise_on_error=False))
+
+
+class AsyncServer:
+    """One server over an asyncio client, with the same methods."""
+
+    def __init__(self, client: redis.asyncio.Redis, scripts: Sequence[Script]) -> None:
+        self.client = client
+        self._dialect = Dialect(tuple(scripts))
+
+    async def run(self, commands: list[Command], *, atomic: bool = False) -> list[Any]:
+        """See Server.run."""
+        return _checked(await self.run_all(commands, atomic=atomic))
+
+    async def run_all(self, commands: list[Command], *, atomic: bool = False) -> list[Any]:
+        """See Server.run_all."""
+        replies = await self._send(self._dialect.adapt(commands), atomic)
+        if unknown_script(replies):
+            while not self._dialect.loaded(await self._send(self._dialect.loading(), False)):
+                pass
+            replies = await self._send(self._dialect.adapt(commands), atomic)
+        return replies
+
+    async def run_durably(self, commands: list[Command], wait_s: float) -> list[Any]:
+        """See Server.run_durably."""
+        async with self.client.client() as connection:
+            replies = await AsyncServer(connection, self._dialect.scripts).run(commands, atomic=True)
+            try:
+                _check_durable(await connection.execute_command("WAITAOF", 1, 0, round(wait_s * 1000)), wait_s)
+            except ResponseError as error:
+                _check_durable_error(error)
+        return replies
+
+    async def _send(self, commands: list[Command], atomic: bool) -> list[Any]:
+        async with self.client.pipeline(transaction=atomic) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(await pipe.execute(raise_on_error=False))
+
+
+class Patience:
+    """How long a call goes on trying while a server is away. The waits between grow to a quarter of a second."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._until = time.monotonic() + wait_s
+        self._pause_s = 0.02
+
+    def pause_s(self, error: Exception) -> float:
+        """How long to wait before the next try. Raises RedisUnavailable when there is none."""
+        if time.monotonic() + self._pause_s >= self._until:
+            raise RedisUnavailable(f"Redis does not answer: {str(error) or type(error).__name__}") from error
+        self._pause_s = min(0.25, self._pause_s * 2)
+        return self._pause_s
+
+
+def patiently(call: Callable[[], T], wait_s: float, on_trouble: Callable[[], None] | None = None) -> T:
+    """Repeat a call through passing trouble, of which `on_trouble` is told.
+
+    Raises RedisUnavailable when `wait_s` is over, TokentapeError for what a repetition cannot mend.
+    """
+    patience = Patience(wait_s)
+    while True:
+        try:
+            return call()
+        except TRANSIENT as error:
+            if on_trouble is not None:
+                on_trouble()
+            time.sleep(patience.pause_s(error))
+        except RedisError as error:
+            raise TokentapeError(f"Redis refused: {error}") from error
+
+
+async def patiently_async(
+    call: Callable[[], Awaitable[T]], wait_s: float, on_trouble: Callable[[], None] | None = None
+) -> T:
+    """The same for asyncio."""
+    patience = Patience(wait_s)
+    while True:
+        try:
+            return await call()
+        except TRANSIENT as error:
+            if on_trouble is not None:
+                on_trouble()
+            await asyncio.sleep(patience.pause_s(error))
+        except RedisError as error:
+            raise TokentapeError(f"Redis refused: {error}") from error
+
+
+def _checked(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def _check_durable(reply: Any, wait_s: float) -> None:
+    if not reply or int(reply[0]) < 1:
+        raise RedisUnavailable(f"the server did not confirm its append-only file within {wait_s:g} s; submit again")
+
+
+def _check_durable_error(error: ResponseError) -> None:
+    if "unknown command" in str(error).lower():
+        return  # before Redis 7.2: there is nothing to wait with
+    raise TokentapeError(f"durable=True needs a server with an append-only file: {error}") from error
