@@ -1,0 +1,287 @@
+"""AsyncClient: the methods of Client for asyncio. What they ask and decide is shared (operations, reader)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import Any, Self, TypeVar
+
+import redis.asyncio
+
+from .client import BATCH_BYTES, BATCH_JOBS, DEFAULT_WAIT_S, LOOK_EVERY_S, ClientBase, as_job, batches
+from .completion import ChatCompletion
+from .connection import AsyncServer, connect_async, patiently_async
+from .errors import ResultTimeout
+from .hub import TaskHub
+from .job import DEFAULT_TIMEOUT_S, ChatJob
+from .operations import CLIENT_SCRIPTS, Ask, JobView, Overview, Steps
+from .reader import OnRestart, Reader, TextPieces, newest_attempt
+from .settings import Settings
+from .tape import START, Entry, Position
+
+T = TypeVar("T")
+
+Requests = Iterable[ChatJob | dict[str, Any]] | AsyncIterable[ChatJob | dict[str, Any]]
+
+
+async def _batches_async(requests: Requests, options: dict[str, Any]) -> AsyncIterator[list[ChatJob]]:
+    if not isinstance(requests, AsyncIterable):
+        for batch in batches(as_job(item, options) for item in requests):
+            yield batch
+        return
+    collected: list[ChatJob] = []
+    size = 0
+    async for item in requests:
+        collected.append(as_job(item, options))
+        size += len(collected[-1].body())
+        if len(collected) == BATCH_JOBS or size > BATCH_BYTES:
+            yield collected
+            collected, size = [], 0
+    if collected:
+        yield collected
+
+
+class AsyncClient(ClientBase):
+    """The asyncio client: the methods of Client, awaited. For one event loop; close it, or use `async with`.
+
+    `AsyncClient()` takes TOKENTAPE_REDIS_URL; `AsyncClient(url)` that server; `AsyncClient(connection=…)` a
+    redis.asyncio.Redis of yours, which it does not close.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, connection: redis.asyncio.Redis | None = None, settings: Settings | None = None
+    ) -> None:
+        settings = settings or Settings.load(redis_url=url)
+        one_server = connection is not None or settings.tape_url in (None, settings.redis_url)
+        super().__init__(settings, one_server)
+        self._owned = connection is None
+        queue = connection if connection is not None else connect_async(settings.redis_url)
+        self._queue = AsyncServer(queue, CLIENT_SCRIPTS)
+        self._tape = self._queue if one_server else AsyncServer(connect_async(settings.tape_url or ""), CLIENT_SCRIPTS)
+        self._hub = TaskHub(self._tape, settings.namespace, settings.reader_buffer_bytes)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End followers and connections. Safe to repeat."""
+        await self._hub.close()
+        if self._owned:
+            await self._queue.client.aclose()
+            await self._tape.client.aclose()
+
+    # ---- submit
+
+    async def submit(
+        self,
+        *,
+        model: str | None = None,
+        messages: list[dict[str, Any]] | None = None,
+        request: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        priority: str = "default",
+        upstream: str | None = None,
+        tenant: str = "",
+        metadata: dict[str, str] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        durable: bool = False,
+        **params: Any,
+    ) -> AsyncJob:
+        """Enqueue one chat job. Every other argument is a parameter of the chat.completions request.
+
+        `request` is a whole body instead of model, messages and parameters. `timeout_s`: seconds from now until the
+        job expires, the queue included. With an `idempotency_key`, submitting again is the same job and safe to repeat.
+        `durable` waits until the server's append-only file holds the job.
+        Raises InvalidRequest, IdempotencyConflict, RedisUnavailable; nothing is enqueued then, but for an outage in the
+        middle, after which the same key heals it.
+        """
+        job = self._job(
+            model,
+            messages,
+            request,
+            params,
+            idempotency_key=idempotency_key,
+            priority=priority,
+            upstream=upstream,
+            tenant=tenant,
+            metadata=metadata,
+            timeout_s=timeout_s,
+        )
+        await self._submit([job], fresh=idempotency_key is None, durable=durable)
+        return AsyncJob(self, job.id)
+
+    async def submit_many(self, requests: Requests, **options: Any) -> AsyncIterator[AsyncJob]:
+        """Enqueue many jobs, a few hundred in one round trip, and yield their handles as each batch stands.
+
+        `requests` may be an async iterable. Items are request bodies, or ChatJobs where ids matter; `options`
+        (priority, upstream, tenant, metadata, timeout_s) hold for the bodies. Lazy: nothing is sent before the first
+        handle is asked for.
+        """
+        async for batch in _batches_async(requests, options):
+            await self._submit(batch, fresh=False)
+            for job in batch:
+                yield AsyncJob(self, job.id)
+
+    async def _submit(self, jobs: list[ChatJob], *, fresh: bool, durable: bool = False) -> None:
+        for name in self._new_upstreams(jobs):
+            await self._drive(self._operations.check_upstream(name))
+            self._known_upstreams.add(name)
+        await self._drive(self._operations.submit(jobs, fresh=fresh, durable=durable))
+
+    # ---- read
+
+    def job(self, job_id: str) -> AsyncJob:
+        """A handle on a job. Asks no server."""
+        return AsyncJob(self, job_id)
+
+    async def follow(
+        self, job_id: str, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S
+    ) -> AsyncIterator[Entry]:
+        """The entries after a cursor, as they come; stops after the end.
+
+        Raises JobNotFound at once, BadCursor, CorruptTape, ResultTimeout after `wait_s` seconds, RedisUnavailable.
+        """
+        reader = Reader(self._operations, job_id, after)
+        until = time.monotonic() + wait_s
+        patience_s = min(self.settings.redis_wait_s, wait_s)
+        while True:
+            mark = reader.mark()
+            entries = await self._drive(reader.catch_up(), patience_s, reader.doubt)
+            patience_s = max(0.0, until - time.monotonic())
+            if reader.in_doubt:
+                reader.rewind(mark)
+                continue
+            for entry in entries:
+                yield entry
+            if reader.ended:
+                return
+            if not reader.behind:
+                async for entry in self._listen(reader, until, wait_s):
+                    yield entry
+                if reader.ended:
+                    return
+
+    async def _listen(self, reader: Reader, until: float, wait_s: float) -> AsyncIterator[Entry]:
+        """What the hub hands over, until its feed closes or nothing comes for a while."""
+        feed, event = await self._hub.join(reader.tape, reader.position)
+        try:
+            while feed.closed is None and not reader.ended:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                try:
+                    async with asyncio.timeout(min(left_s, LOOK_EVERY_S)):
+                        await event.wait()
+                except TimeoutError:
+                    if left_s > LOOK_EVERY_S:
+                        return
+                    continue
+                event.clear()
+                for entry in reader.accept(feed.take()):
+                    yield entry
+        finally:
+            self._hub.leave(feed)
+        if feed.closed == "broken":
+            reader.doubt()
+
+    async def text(
+        self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
+    ) -> AsyncIterator[str]:
+        """The text of one choice, as it arrives, from the newest attempt on.
+
+        Where an attempt starts over after text was given, Restarted is raised; `on_restart="skip"` goes on with the
+        new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
+        """
+        start = await self._drive(newest_attempt(self._operations, job_id))
+        pieces = TextPieces(job_id, choice, on_restart)
+        async for entry in self.follow(job_id, start, wait_s):
+            if text := pieces.of(entry):
+                yield text
+
+    async def result(self, job_id: str, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
+        """The assembled completion, waited for.
+
+        Raises JobFailed, JobCancelled, JobExpired, JobNotFound, ResultTimeout, RedisUnavailable. Safe to repeat.
+        """
+        last = await self._drive(
+            self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
+        )
+        if last.kind != "end":
+            async for entry in self.follow(job_id, last.position, wait_s):
+                last = entry
+        return await self._drive(self._operations.completion(job_id, last))
+
+    async def partial(self, job_id: str) -> ChatCompletion:
+        """What has arrived of the newest attempt so far; readable also after a cancel or a failure."""
+        start = await self._drive(newest_attempt(self._operations, job_id))
+        return await self._drive(self._operations.partial(job_id, start.attempt))
+
+    async def status(self, job_id: str) -> JobView:
+        """The job as its tape shows it now. Raises JobNotFound."""
+        return await self._drive(self._operations.view(job_id))
+
+    async def overview(self) -> Overview:
+        """Queues and workers now."""
+        return await self._drive(self._operations.overview())
+
+    async def cancel(self, job_id: str) -> bool:
+        """End the job as cancelled. -> False where it had ended already. Safe to repeat. Raises JobNotFound."""
+        return await self._drive(self._operations.cancel(job_id))
+
+    # ---- driving
+
+    async def _drive(
+        self, steps: Steps[T], patience_s: float | None = None, on_trouble: Callable[[], None] | None = None
+    ) -> T:
+        wait_s = self.settings.redis_wait_s if patience_s is None else patience_s
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(await patiently_async(functools.partial(self._send, ask), wait_s, on_trouble))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    async def _send(self, ask: Ask) -> list[Any]:
+        server = self._tape if ask.server == "tape" else self._queue
+        if ask.durable:
+            return await server.run_durably(ask.commands, self.settings.redis_wait_s)
+        return await server.run(ask.commands, atomic=ask.atomic)
+
+
+class AsyncJob:
+    """A handle on one job of an AsyncClient."""
+
+    def __init__(self, client: AsyncClient, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"AsyncJob({self.id})"
+
+    def text(
+        self, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
+    ) -> AsyncIterator[str]:
+        """See AsyncClient.text."""
+        return self._client.text(self.id, choice=choice, on_restart=on_restart, wait_s=wait_s)
+
+    def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> AsyncIterator[Entry]:
+        """See AsyncClient.follow."""
+        return self._client.follow(self.id, after, wait_s)
+
+    async def result(self, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
+        """See AsyncClient.result."""
+        return await self._client.result(self.id, wait_s)
+
+    async def cancel(self) -> bool:
+        """See AsyncClient.cancel."""
+        return await self._client.cancel(self.id)
+
+    async def status(self) -> JobView:
+        """See AsyncClient.status."""
+        return await self._client.status(self.id)

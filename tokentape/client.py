@@ -1,0 +1,328 @@
+"""Client: submit, follow, result, cancel, status, blocking. AsyncClient has the same methods for asyncio.
+
+Both drive the steps of `operations` and `reader`; what they add is connections, waiting and time.
+
+`wait_s` bounds how long a call waits for the job, in seconds from the call on. A server that does not answer is tried
+again for `redis_wait_s` of the settings, and by a follower that has read before until its `wait_s` is over, so that an
+outage in the middle of a stream is survived.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Self, TypeVar
+
+import redis
+
+from .completion import ChatCompletion
+from .connection import Server, connect, patiently
+from .errors import InvalidRequest, ResultTimeout
+from .hub import ThreadHub
+from .job import DEFAULT_TIMEOUT_S, ChatJob
+from .operations import CLIENT_SCRIPTS, Ask, JobView, Operations, Overview, Steps
+from .reader import OnRestart, Reader, TextPieces, newest_attempt
+from .settings import Settings
+from .tape import START, Entry, Position
+
+T = TypeVar("T")
+
+DEFAULT_WAIT_S: Final = 600.0
+#: A follower to whom nothing comes looks by itself this often: a tape that was deleted sends nothing.
+LOOK_EVERY_S: Final = 5.0
+#: Jobs, and bytes of requests, that submit_many sends at once.
+BATCH_JOBS: Final = 250
+BATCH_BYTES: Final = 4 * 1024 * 1024
+
+
+class ClientBase:
+    """What both clients share: settings, and building jobs from arguments."""
+
+    def __init__(self, settings: Settings, one_server: bool) -> None:
+        self.settings = settings
+        self._operations = Operations(settings, one_server)
+        self._known_upstreams: set[str] = set()
+
+    @staticmethod
+    def _job(
+        model: str | None,
+        messages: list[dict[str, Any]] | None,
+        request: dict[str, Any] | None,
+        params: dict[str, Any],
+        **options: Any,
+    ) -> ChatJob:
+        if request is not None:
+            if model is not None or messages is not None or params:
+                raise InvalidRequest("is a whole body: give model, messages and parameters inside it", field="request")
+            return ChatJob.create(request, **options)
+        body: dict[str, Any] = dict(params)
+        if model is not None:
+            body["model"] = model
+        if messages is not None:
+            body["messages"] = messages
+        return ChatJob.create(body, **options)
+
+    def _new_upstreams(self, jobs: Iterable[ChatJob]) -> set[str]:
+        return {job.upstream for job in jobs if job.upstream is not None} - self._known_upstreams
+
+
+def batches(jobs: Iterable[ChatJob]) -> Iterator[list[ChatJob]]:
+    batch: list[ChatJob] = []
+    size = 0
+    for job in jobs:
+        batch.append(job)
+        size += len(job.body())
+        if len(batch) == BATCH_JOBS or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def as_job(item: ChatJob | dict[str, Any], options: dict[str, Any]) -> ChatJob:
+    return item if isinstance(item, ChatJob) else ChatJob.create(item, **options)
+
+
+class Client(ClientBase):
+    """A blocking client. Thread-safe; close it, or use it as a context manager.
+
+    `Client()` takes TOKENTAPE_REDIS_URL; `Client(url)` that server; `Client(connection=…)` a redis.Redis of yours,
+    which it does not close.
+    """
+
+    def __init__(
+        self, url: str | None = None, *, connection: redis.Redis | None = None, settings: Settings | None = None
+    ) -> None:
+        settings = settings or Settings.load(redis_url=url)
+        one_server = connection is not None or settings.tape_url in (None, settings.redis_url)
+        super().__init__(settings, one_server)
+        self._owned = connection is None
+        queue = connection if connection is not None else connect(settings.redis_url)
+        self._queue = Server(queue, CLIENT_SCRIPTS)
+        self._tape = self._queue if one_server else Server(connect(settings.tape_url or ""), CLIENT_SCRIPTS)
+        self._hub = self._new_hub()
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End followers and connections. Safe to repeat."""
+        self._hub.close()
+        if self._owned:
+            self._queue.client.close()
+            self._tape.client.close()
+
+    # ---- submit
+
+    def submit(
+        self,
+        *,
+        model: str | None = None,
+        messages: list[dict[str, Any]] | None = None,
+        request: dict[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        priority: str = "default",
+        upstream: str | None = None,
+        tenant: str = "",
+        metadata: dict[str, str] | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        durable: bool = False,
+        **params: Any,
+    ) -> Job:
+        """Enqueue one chat job. Every other argument is a parameter of the chat.completions request.
+
+        `request` is a whole body instead of model, messages and parameters. `timeout_s`: seconds from now until the
+        job expires, the queue included. With an `idempotency_key`, submitting again is the same job and safe to repeat.
+        `durable` waits until the server's append-only file holds the job.
+        Raises InvalidRequest, IdempotencyConflict, RedisUnavailable; nothing is enqueued then, but for an outage in the
+        middle, after which the same key heals it.
+        """
+        job = self._job(
+            model,
+            messages,
+            request,
+            params,
+            idempotency_key=idempotency_key,
+            priority=priority,
+            upstream=upstream,
+            tenant=tenant,
+            metadata=metadata,
+            timeout_s=timeout_s,
+        )
+        self._submit([job], fresh=idempotency_key is None, durable=durable)
+        return Job(self, job.id)
+
+    def submit_many(self, requests: Iterable[ChatJob | dict[str, Any]], **options: Any) -> Iterator[Job]:
+        """Enqueue many jobs, a few hundred in one round trip, and yield their handles as each batch stands.
+
+        Items are request bodies, or ChatJobs where ids matter; `options` (priority, upstream, tenant, metadata,
+        timeout_s) hold for the bodies. Lazy: nothing is sent before the first handle is asked for.
+        """
+        for batch in batches(as_job(item, options) for item in requests):
+            self._submit(batch, fresh=False)
+            yield from (Job(self, job.id) for job in batch)
+
+    def _submit(self, jobs: list[ChatJob], *, fresh: bool, durable: bool = False) -> None:
+        for name in self._new_upstreams(jobs):
+            self._drive(self._operations.check_upstream(name))
+            self._known_upstreams.add(name)
+        self._drive(self._operations.submit(jobs, fresh=fresh, durable=durable))
+
+    # ---- read
+
+    def job(self, job_id: str) -> Job:
+        """A handle on a job. Asks no server."""
+        return Job(self, job_id)
+
+    def follow(self, job_id: str, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> Iterator[Entry]:
+        """The entries after a cursor, as they come; stops after the end.
+
+        Raises JobNotFound at once, BadCursor, CorruptTape, ResultTimeout after `wait_s` seconds, RedisUnavailable.
+        """
+        reader = Reader(self._operations, job_id, after)
+        until = time.monotonic() + wait_s
+        patience_s = min(self.settings.redis_wait_s, wait_s)
+        while True:
+            mark = reader.mark()
+            entries = self._drive(reader.catch_up(), patience_s, reader.doubt)
+            patience_s = max(0.0, until - time.monotonic())
+            if reader.in_doubt:
+                reader.rewind(mark)
+                continue
+            yield from entries
+            if reader.ended:
+                return
+            if not reader.behind:
+                yield from self._listen(reader, until, wait_s)
+                if reader.ended:
+                    return
+
+    def _listen(self, reader: Reader, until: float, wait_s: float) -> Iterator[Entry]:
+        """What the hub hands over, until its feed closes or nothing comes for a while."""
+        feed, event = self._current_hub().join(reader.tape, reader.position)
+        try:
+            while feed.closed is None and not reader.ended:
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                if not event.wait(min(left_s, LOOK_EVERY_S)):
+                    if left_s > LOOK_EVERY_S:
+                        return
+                    continue
+                event.clear()
+                yield from reader.accept(feed.take())
+        finally:
+            self._hub.leave(feed)
+        if feed.closed == "broken":
+            reader.doubt()
+
+    def text(
+        self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
+    ) -> Iterator[str]:
+        """The text of one choice, as it arrives, from the newest attempt on.
+
+        Where an attempt starts over after text was given, Restarted is raised; `on_restart="skip"` goes on with the
+        new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
+        """
+        start = self._drive(newest_attempt(self._operations, job_id))
+        pieces = TextPieces(job_id, choice, on_restart)
+        for entry in self.follow(job_id, start, wait_s):
+            if text := pieces.of(entry):
+                yield text
+
+    def result(self, job_id: str, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
+        """The assembled completion, waited for.
+
+        Raises JobFailed, JobCancelled, JobExpired, JobNotFound, ResultTimeout, RedisUnavailable. Safe to repeat.
+        """
+        last = self._drive(
+            self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
+        )
+        if last.kind != "end":
+            for entry in self.follow(job_id, last.position, wait_s):
+                last = entry
+        return self._drive(self._operations.completion(job_id, last))
+
+    def partial(self, job_id: str) -> ChatCompletion:
+        """What has arrived of the newest attempt so far; readable also after a cancel or a failure."""
+        start = self._drive(newest_attempt(self._operations, job_id))
+        return self._drive(self._operations.partial(job_id, start.attempt))
+
+    def status(self, job_id: str) -> JobView:
+        """The job as its tape shows it now. Raises JobNotFound."""
+        return self._drive(self._operations.view(job_id))
+
+    def overview(self) -> Overview:
+        """Queues and workers now."""
+        return self._drive(self._operations.overview())
+
+    def cancel(self, job_id: str) -> bool:
+        """End the job as cancelled. -> False where it had ended already. Safe to repeat. Raises JobNotFound."""
+        return self._drive(self._operations.cancel(job_id))
+
+    # ---- driving
+
+    def _drive(
+        self, steps: Steps[T], patience_s: float | None = None, on_trouble: Callable[[], None] | None = None
+    ) -> T:
+        wait_s = self.settings.redis_wait_s if patience_s is None else patience_s
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(patiently(functools.partial(self._send, ask), wait_s, on_trouble))
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+    def _send(self, ask: Ask) -> list[Any]:
+        server = self._tape if ask.server == "tape" else self._queue
+        if ask.durable:
+            return server.run_durably(ask.commands, self.settings.redis_wait_s)
+        return server.run(ask.commands, atomic=ask.atomic)
+
+    def _new_hub(self) -> ThreadHub:
+        return ThreadHub(self._tape, self.settings.namespace, self.settings.reader_buffer_bytes)
+
+    def _current_hub(self) -> ThreadHub:
+        if self._pid != os.getpid():  # after a fork: the hub's thread stayed in the parent
+            self._pid, self._hub = os.getpid(), self._new_hub()
+        return self._hub
+
+
+class Job:
+    """A handle on one job of a Client."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"Job({self.id})"
+
+    def text(
+        self, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
+    ) -> Iterator[str]:
+        """See Client.text."""
+        return self._client.text(self.id, choice=choice, on_restart=on_restart, wait_s=wait_s)
+
+    def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> Iterator[Entry]:
+        """See Client.follow."""
+        return self._client.follow(self.id, after, wait_s)
+
+    def result(self, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
+        """See Client.result."""
+        return self._client.result(self.id, wait_s)
+
+    def cancel(self) -> bool:
+        """See Client.cancel."""
+        return self._client.cancel(self.id)
+
+    def status(self) -> JobView:
+        """See Client.status."""
+        return self._client.status(self.id)

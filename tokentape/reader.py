@@ -1,0 +1,115 @@
+"""Following one tape: what a follower keeps in mind between reads, and what it makes of the entries.
+
+A reader checks that entries are dense. After a lost connection it looks whether its attempt still stands: a failover
+may have lost the tail of the tape, and a new attempt may have been given the same number. Another token, or none,
+means that it starts over from the first entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from .chunk import ChatCompletionChunk
+from .errors import Restarted
+from .operations import PAGE, Operations, Steps, failure
+from .tape import START, AttemptData, EndData, Entry, Position, check_follows, decode_entry
+
+OnRestart = Literal["raise", "skip"] | Callable[[Restarted], object]
+
+
+class Reader:
+    """One follower's place on a tape. `ended` once it has passed the last entry."""
+
+    def __init__(self, operations: Operations, job_id: str, after: str | bytes | Position) -> None:
+        self.tape = operations.tape(job_id)
+        self.position = Position.parse(after)
+        self.ended = False
+        self.behind = True
+        self._operations = operations
+        self._attempt: bytes | None = None
+        self._doubt = False
+
+    def doubt(self) -> None:
+        """The connection was lost: look at the attempt again before going on."""
+        self._doubt = True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether trouble came since the last page was begun: then it is to be read again, from the mark before it."""
+        return self._doubt
+
+    def mark(self) -> tuple[Position, bytes | None]:
+        """Where the reader stands, to rewind to."""
+        return self.position, self._attempt
+
+    def rewind(self, mark: tuple[Position, bytes | None]) -> None:
+        self.position, self._attempt = mark
+        self.ended = False
+
+    def catch_up(self) -> Steps[list[Entry]]:
+        """The next page of entries. Raises JobNotFound, CorruptTape."""
+        doubted, self._doubt = self._doubt, False
+        if self.position.attempt and (doubted or self._attempt is None):
+            yield from self._look_at_attempt()
+        rows = yield from self._operations.page(self.tape, self.position)
+        self.behind = len(rows) == PAGE
+        return self.accept(decode_entry(self.tape.job_id, row) for row in rows)
+
+    def accept(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Entries that follow the position, checked. Those that stand before it are passed over."""
+        accepted = []
+        for entry in entries:
+            if entry.position <= self.position:
+                continue
+            check_follows(self.position, entry)
+            self.position = entry.position
+            if entry.kind == "attempt":
+                self._attempt = entry.raw
+            self.ended = entry.kind == "end"
+            accepted.append(entry)
+        return accepted
+
+    def _look_at_attempt(self) -> Steps[None]:
+        begun = yield from self._operations.entry(self.tape, Position(self.position.attempt, 0))
+        raw = begun.raw if begun else None
+        if self._attempt is not None and raw != self._attempt:
+            self.position = START
+            raw = None
+        self._attempt = raw
+
+
+def newest_attempt(operations: Operations, job_id: str) -> Steps[Position]:
+    """Where the newest attempt's chunks begin; the start of the tape where none has begun. Raises JobNotFound."""
+    last = yield from operations.last(operations.tape(job_id))
+    attempt = last.data.attempts if isinstance(last.data, EndData) else last.position.attempt
+    return Position(attempt, 0) if attempt else START
+
+
+class TextPieces:
+    """From entries to pieces of one choice's text; says so when an attempt starts over."""
+
+    def __init__(self, job_id: str, choice: int, on_restart: OnRestart) -> None:
+        self._job_id = job_id
+        self._choice = choice
+        self._on_restart = on_restart
+        self._said = False
+
+    def of(self, entry: Entry) -> str:
+        """The text that an entry adds, often "". Raises Restarted, JobFailed, JobCancelled, JobExpired."""
+        data: Any = entry.data
+        if isinstance(data, ChatCompletionChunk):
+            texts = [c.delta.content for c in data.choices if c.index == self._choice and c.delta.content]
+            text = "".join(texts)
+            self._said = self._said or bool(text)
+            return text
+        if isinstance(data, AttemptData) and self._said:
+            self._said = False
+            restarted = Restarted(self._job_id, entry.position.attempt, data.reason)
+            if self._on_restart == "raise":
+                raise restarted
+            if callable(self._on_restart):
+                self._on_restart(restarted)
+        if isinstance(data, EndData) and data.status != "completed":
+            raise failure(self._job_id, data)
+        return ""
