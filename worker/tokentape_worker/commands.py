@@ -1,0 +1,40 @@
+"""`tokentape worker`, as an entry point of the group `tokentape.commands`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from tokentape.errors import ExtraMissing
+from tokentape.settings import Settings
+
+
+@click.command()
+@click.option("--concurrency", type=click.IntRange(1, 100_000), help="Streams at once in this process. [default: 256]")
+@click.option("--burst", is_flag=True, help="Stop when the queues are empty.")
+def worker(concurrency: int | None, burst: bool) -> None:
+    """Run a worker: take jobs from the queues, call the upstreams, write every chunk to the jobs' tapes.
+
+    Stop it with Ctrl-C or SIGTERM: streams may finish for TOKENTAPE_GRACE_S seconds, the rest goes back to the queue. A
+    second Ctrl-C puts back at once.
+
+    \b
+    Example:
+      OPENAI_API_KEY=… tokentape worker --concurrency 500
+    """
+    settings = Settings.load(concurrency=concurrency)
+    sys.exit(serve(settings, burst=burst))
+
+
+def serve(settings: Settings, **options: Any) -> int:
+    """Run a worker in this process. Raises ExtraMissing where its packages are not installed."""
+    try:
+        # Only here: the command's help must not need the extra.
+        from .logs import configure  # noqa: PLC0415
+        from .service import Worker  # noqa: PLC0415
+    except ImportError as error:
+        raise ExtraMissing("tokentape worker", "worker") from error
+    configure(settings)
+    return Worker(settings, **options).serve()

@@ -1,0 +1,417 @@
+"""The worker service: one process, one event loop, hundreds to thousands of streams.
+
+Built on rq.worker.BaseWorker for what makes it a worker to RQ's tools: registration, heartbeat, state, commands. What
+RQ would do to deliver, recover and finish jobs is replaced by the queue side of this package.
+
+    popper      slots first, then pop; waits at the bell while the queues are empty
+    sweeper     see sweep.py; also runs what a lost reply hid, and stops what this worker no longer owns
+    listener    cancel notices, so that a silent stream need not wait for the sweep
+    publisher   see publisher.py
+    lease       a thread, see lease.py
+    presence    RQ's heartbeat, each few seconds, in a thread
+
+Stop: the first SIGTERM or SIGINT stops popping, lets streams finish for `grace_s`, puts the rest back and leaves; the
+second puts back at once. A worker whose name is dead (reaped) drops its streams and joins again under a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
+from typing import Any, Final
+
+import redis
+import structlog
+from redis.exceptions import RedisError
+from rq.command import parse_payload
+from rq.serializers import JSONSerializer
+from rq.worker.base import BaseWorker, WorkerStatus
+
+from tokentape import tape
+from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async
+from tokentape.job import PRIORITIES, ErrorInfo
+from tokentape.queue import QueueKeys
+from tokentape.settings import Settings
+from tokentape.tape import Tape, text_of
+
+from . import ownership as own
+from .attempt import Services, through_outages
+from .lease import Lease
+from .ledger import Ledger, LedgerClosed
+from .ownership import Delivery, Ownership
+from .publisher import Publisher
+from .run import Run, Stop
+from .sweep import Sweeper, release
+from .upstreams import Upstreams
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("tokentape.worker")
+
+#: How often RQ's record of the worker is refreshed, and how long it outlives the last time.
+_PRESENCE_S: Final = 5.0
+_PRESENCE_TTL_S: Final = 60
+#: How long a wait at the bell or for notices blocks; a bell that was missed costs this much.
+_BLOCK_MS: Final = 1000
+_ANNOUNCED_FOR_S: Final = 86_400
+
+
+def new_worker_name() -> str:
+    """A name that no worker has ever had: host, process and a random part."""
+    host = "".join(char if char.isalnum() or char in "-." else "-" for char in socket.gethostname())[:64]
+    return f"{host}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
+class Worker(BaseWorker):
+    """A tokentape worker. `Worker(settings).serve()` blocks until it is stopped, and returns the exit code."""
+
+    def __init__(self, settings: Settings, *, burst: bool = False) -> None:
+        self.settings = settings
+        self.burst = burst
+        self.keys = QueueKeys(settings.namespace)
+        super().__init__(
+            [self.keys.queue_name(priority) for priority in PRIORITIES],
+            name=new_worker_name(),
+            # A client of its own: RQ sets the timeouts of its pool.
+            connection=connect(settings.redis_url),
+            serializer=JSONSerializer,
+            worker_ttl=_PRESENCE_TTL_S,
+        )
+
+    def serve(self) -> int:
+        """Work until stopped, or with `burst` until the queues are empty. -> 0"""
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(self))
+        return 0
+
+    # ---- what RQ's commands ask for
+
+    def handle_payload(self, message: Any) -> None:
+        """A command of RQ's (`rq.command.send_stop_job_command`, …). Called in RQ's pubsub thread."""
+        payload = parse_payload(message)
+        if payload.get("command") == "shutdown":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif payload.get("command") in ("stop-job", "stop-execution") and payload.get("job_id"):
+            self.on_stop_job(str(payload["job_id"]))
+
+    def on_stop_job(self, job_id: str) -> None:
+        """Replaced by the service: RQ's stop is our cancel."""
+
+
+async def _serve(worker: Worker) -> None:
+    await _Service(worker).run()
+
+
+class _Service:
+    """What is alive while a worker serves. Made on the loop that it runs on."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._settings = settings = worker.settings
+        self._keys = worker.keys
+        self._runs: dict[tuple[str, int], tuple[Run, asyncio.Task[None]]] = {}
+        self._slot_free = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._signals = 0
+        self._spawned: set[asyncio.Task[None]] = set()
+        self._ownership = Ownership(self._keys, worker.name)
+        self._queue_client = connect_async(settings.redis_url)
+        self._own_tape_server = settings.tape_url not in (None, settings.redis_url)
+        tape_client = connect_async(settings.tape_url or "") if self._own_tape_server else self._queue_client
+        self._tapes = AsyncServer(tape_client, tape.SCRIPTS)
+        self._ledger = Ledger(Server(connect(settings.redis_url), own.SCRIPTS))
+        self._lease_server = Server(_brief(connect(settings.redis_url), settings), own.SCRIPTS)
+        self._publisher = Publisher(
+            self._tapes,
+            max_unpublished_bytes=settings.max_unpublished_bytes,
+            resend_bytes=settings.resend_bytes,
+            storage_wait_s=settings.storage_wait_s,
+        )
+        self._lease = self._new_lease()
+        self._sweeper = Sweeper(settings, self._ledger, self._tapes, lambda: self._lease.steady)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+        def stop_job(job_id: str) -> None:
+            loop.call_soon_threadsafe(lambda: self._spawn(self._cancel(job_id)))
+
+        self._worker.on_stop_job = stop_job  # type: ignore[method-assign]
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._close)
+            upstreams = await stack.enter_async_context(Upstreams(self._settings))
+            self._services = Services(self._settings, self._tapes, self._publisher, upstreams)
+            await self._join()
+            log.info("worker ready", worker=self._worker.name, concurrency=self._settings.concurrency,
+                     queues=[self._keys.queue_name(priority) for priority in PRIORITIES],
+                     upstreams=sorted(self._settings.upstreams))  # fmt: skip
+            await self._serve()
+
+    async def _serve(self) -> None:
+        background = [
+            asyncio.create_task(self._publisher.run(), name="publisher"),
+            asyncio.create_task(self._sweeps(), name="sweeper"),
+            asyncio.create_task(self._listen(), name="listener"),
+            asyncio.create_task(self._presence(), name="presence"),
+        ]
+        popper = asyncio.create_task(self._pop(), name="popper")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        everything: list[asyncio.Task[Any]] = [popper, stopping, *background]
+        try:
+            await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+            for task in everything:
+                if task.done() and not task.cancelled() and (error := task.exception()):
+                    log.error("worker fails", part=task.get_name(), error=repr(error))
+                    raise error
+            popper.cancel()
+            await self._drain()
+        finally:
+            for task in everything:
+                task.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+
+    # ---- popping
+
+    async def _pop(self) -> None:
+        """Slots first, then pop. Returns in burst mode when there is nothing left to do."""
+        rung = await through_outages(self._last_bell)
+        while True:
+            free = self._settings.concurrency - len(self._runs)
+            if free <= 0:
+                self._slot_free.clear()
+                await self._slot_free.wait()
+                continue
+            ownership = self._ownership
+            try:
+                reply = await self._ledger.one(ownership.pop(free), repeat=False)
+            except TRANSIENT:
+                # It may have moved jobs into our list: the sweep finds them there.
+                await asyncio.sleep(0.1)
+                continue
+            popped = own.deliveries(reply)
+            for job in popped or ():
+                self._start(ownership, job)
+            if popped is None:
+                await asyncio.sleep(self._settings.renewal_s)  # our lease is not live: renewed soon, or we are reaped
+            elif not popped and not self._worker.burst:
+                rung = await self._wait_at_bell(rung)
+            elif not popped:
+                if not self._runs:
+                    return
+                self._slot_free.clear()
+                await self._slot_free.wait()
+
+    async def _last_bell(self) -> str:
+        return await self._newest(self._keys.bell)
+
+    async def _wait_at_bell(self, rung: str) -> str:
+        """Wait until something was enqueued since, a slot came free (burst), or a second has passed."""
+        try:
+            reply = await self._queue_client.xread({self._keys.bell: rung}, count=1, block=_BLOCK_MS)
+        except TRANSIENT:
+            await asyncio.sleep(0.1)
+            return rung
+        rows = tape.rows_of(reply)
+        return text_of(rows[-1][0]) if rows else rung
+
+    def _start(self, ownership: Ownership, job: Delivery) -> None:
+        key = (job.job_id, job.number)
+        if key in self._runs:
+            return
+        run = Run(self._services, self._ledger, ownership, job)
+        task = asyncio.create_task(run.execute(), name=f"run {job.job_id}")
+        self._runs[key] = (run, task)
+        task.add_done_callback(lambda done: self._finished(key, done))
+
+    def _finished(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        self._runs.pop(key, None)
+        self._slot_free.set()
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, LedgerClosed):
+            # A defect of ours. The job stays in our list, and the sweep runs it again; its attempts are counted.
+            log.error("run failed", job_id=key[0], error=repr(error), exc_info=error)
+
+    # ---- the background
+
+    async def _sweeps(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_s)
+            try:
+                await self._reconcile()
+                await self._sweeper.sweep(self._worker.name)
+            except RedisError as error:
+                log.warning("sweep failed, to be repeated", error=str(error))
+
+    async def _reconcile(self) -> None:
+        """Run what our list holds; stop what it holds no more."""
+        ownership = self._ownership
+        before = set(self._runs)
+        owned = await self._sweeper.mine(ownership)
+        keys = {(job.job_id, job.number) for job in owned}
+        if ownership is not self._ownership or self._stopping.is_set():
+            return
+        for key in before - keys:
+            if key in self._runs:
+                self._runs[key][0].stop("fenced")
+        for job in owned:
+            if (job.job_id, job.number) not in before:
+                self._start(ownership, job)
+
+    async def _listen(self) -> None:
+        """Cancel notices."""
+        after = await through_outages(self._last_notice)
+        while True:
+            try:
+                reply = await self._queue_client.xread({self._keys.notices: after}, count=1000, block=_BLOCK_MS)
+            except TRANSIENT:
+                await asyncio.sleep(0.2)
+                continue
+            for entry_id, fields in tape.rows_of(reply):
+                after = text_of(entry_id)
+                self._stop_job(text_of(fields.get(b"job", b"")))
+
+    async def _last_notice(self) -> str:
+        return await self._newest(self._keys.notices)
+
+    async def _newest(self, stream: str) -> str:
+        rows: Any = await self._queue_client.xrevrange(stream, count=1)
+        return text_of(rows[0][0]) if rows else "0-0"
+
+    def _stop_job(self, job_id: str) -> None:
+        """The job has ended on its tape: whatever of it runs here is fenced."""
+        for (running, _), (run, _task) in list(self._runs.items()):
+            if running == job_id:
+                run.stop("fenced")
+
+    async def _presence(self) -> None:
+        """RQ's heartbeat and state, and what this worker's upstreams serve."""
+        while True:
+            await asyncio.sleep(_PRESENCE_S)
+            with suppress(RedisError, OSError):
+                await asyncio.to_thread(self._beat, bool(self._runs))
+
+    def _beat(self, busy: bool) -> None:
+        self._worker.heartbeat(_PRESENCE_TTL_S)
+        state = WorkerStatus.BUSY if busy else WorkerStatus.IDLE
+        if self._worker.get_state() != state:
+            self._worker.set_state(state)
+
+    # ---- the name
+
+    def _new_lease(self) -> Lease:
+        return Lease(
+            self._lease_server,
+            self._ownership,
+            lease_s=self._settings.lease_s,
+            renewal_s=self._settings.renewal_s,
+            on_lost=self._on_lost,
+        )
+
+    async def _join(self) -> None:
+        """Enter under the present name: the lease, RQ's registration, the upstreams that we serve."""
+        await self._ledger.one(self._ownership.join(self._settings.lease_s))
+        self._lease.start()
+        await asyncio.to_thread(self._register)
+
+    def _register(self) -> None:
+        self._worker.register_birth()  # type: ignore[no-untyped-call]
+        self._worker.subscribe()  # type: ignore[no-untyped-call]
+        self._worker.set_state(WorkerStatus.IDLE)
+        served: dict[Any, Any] = {
+            name: json.dumps({"models": upstream.models, "dialect": upstream.dialect, "seen_at": int(time.time())})
+            for name, upstream in self._settings.upstreams.items()
+        }
+        if served:
+            self._worker.connection.hset(self._keys.upstreams, mapping=served)
+            self._worker.connection.expire(self._keys.upstreams, _ANNOUNCED_FOR_S)
+
+    def _on_lost(self) -> None:
+        """Reaped: others run our jobs now. Drop everything, and begin again under a new name."""
+        log.warning("worker was held for dead", worker=self._worker.name, streams=len(self._runs))
+        self._stop_all("lost")
+        self._worker.name = new_worker_name()
+        self._ownership = Ownership(self._keys, self._worker.name)
+        self._lease = self._new_lease()
+        self._spawn(self._rejoin())
+
+    async def _rejoin(self) -> None:
+        await asyncio.to_thread(self._worker.unsubscribe)
+        await self._join()
+        log.info("worker ready", worker=self._worker.name)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._spawned.add(task)
+        task.add_done_callback(self._spawned.discard)
+
+    async def _cancel(self, job_id: str) -> None:
+        error = ErrorInfo(type="cancelled", message="stopped by an operator of the queue")
+        settle = Tape(self._settings.namespace, job_id).settle("cancelled", error, self._settings.retention_s)
+        await through_outages(lambda: self._tapes.run([settle]))
+        self._stop_job(job_id)
+
+    # ---- the stop
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        if self._signals == 1:
+            log.info("worker stops", streams=len(self._runs), grace_s=self._settings.grace_s)
+            self._stopping.set()
+        else:
+            self._at_once.set()
+
+    async def _drain(self) -> None:
+        """Let streams finish, put the rest back, leave."""
+        self._stopping.set()
+        if self._runs:
+            runs = asyncio.gather(*(task for _, task in self._runs.values()), return_exceptions=True)
+            at_once = asyncio.create_task(self._at_once.wait())
+            either: list[asyncio.Future[Any]] = [asyncio.shield(runs), at_once]
+            await asyncio.wait(either, timeout=self._settings.grace_s, return_when=asyncio.FIRST_COMPLETED)
+            at_once.cancel()
+        self._stop_all("drain")
+        tasks = [task for _, task in self._runs.values()]
+        if tasks:
+            # What is under way is one round trip each, unless the server is away: then the leases tell the others.
+            _, late = await asyncio.wait(tasks, timeout=self._settings.lease_s)
+            for task in late:
+                task.cancel()
+        with suppress(TimeoutError, LedgerClosed):
+            async with asyncio.timeout(self._settings.lease_s):
+                await release(self._ledger, self._ownership, "leave")
+        log.info("worker left", worker=self._worker.name)
+
+    def _stop_all(self, reason: Stop) -> None:
+        for run, _ in list(self._runs.values()):
+            run.stop(reason)
+
+    async def _close(self) -> None:
+        self._lease.stop()
+        with suppress(RedisError, OSError):
+            await asyncio.to_thread(self._worker.teardown)
+        await asyncio.to_thread(self._ledger.close)
+        await self._queue_client.aclose()
+        if self._own_tape_server:
+            await self._tapes.client.aclose()
+
+
+def _brief(client: redis.Redis, settings: Settings) -> redis.Redis:
+    """A client that gives up soon: a renewal that hangs is worth less than the next one."""
+    client.connection_pool.connection_kwargs["socket_timeout"] = settings.renewal_s
+    client.connection_pool.connection_kwargs["socket_connect_timeout"] = settings.renewal_s
+    return client
+
+
+def _loop_factory() -> Any:
+    """uvloop's, where it is installed (it is not on Windows): half the CPU per read."""
+    with suppress(ImportError):
+        return importlib.import_module("uvloop").new_event_loop
+    return None
