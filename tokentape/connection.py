@@ -53,7 +53,10 @@ def connect_async(url: str) -> redis.asyncio.Redis:
 
 def _options(*, for_asyncio: bool = False) -> dict[str, Any]:
     retry = redis.asyncio.retry.Retry(NoBackoff(), 0) if for_asyncio else Retry(NoBackoff(), 0)
-    return {"socket_timeout": _SILENCE_S, "socket_connect_timeout": 5.0, "retry": retry, "health_check_interval": 0}
+    # redis-py's own timeout for asyncio goes through asyncio.wait_for, which up to Python 3.11 swallows a cancellation
+    # that comes while it sends. AsyncServer bounds the whole round trip instead.
+    silence_s = None if for_asyncio else _SILENCE_S
+    return {"socket_timeout": silence_s, "socket_connect_timeout": 5.0, "retry": retry, "health_check_interval": 0}
 
 
 class Server:
@@ -126,8 +129,14 @@ class AsyncServer:
                 _check_durable_error(error)
         return replies
 
+    async def wait_for(self, command: Command, block_ms: int) -> Any:
+        """Run a command that blocks in the server for up to `block_ms`. -> its reply"""
+        async with asyncio.timeout(block_ms / 1000 + _SILENCE_S):
+            return await self.client.execute_command(*command)
+
     async def _send(self, commands: list[Command], atomic: bool) -> list[Any]:
-        async with self.client.pipeline(transaction=atomic) as pipe:
+        # TimeoutError is an OSError: passing trouble.
+        async with asyncio.timeout(_SILENCE_S), self.client.pipeline(transaction=atomic) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
             return list(await pipe.execute(raise_on_error=False))
@@ -179,6 +188,18 @@ async def patiently_async(
             await asyncio.sleep(patience.pause_s(error))
         except RedisError as error:
             raise TokentapeError(f"Redis refused: {error}") from error
+
+
+async def end_task(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until they have ended, whatever they raise.
+
+    Asked again until it is done: a library may swallow a cancellation, as asyncio.wait_for did up to Python 3.11.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
 
 
 def _checked(replies: list[Any]) -> list[Any]:

@@ -29,7 +29,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from .connection import AsyncServer, Server
+from .connection import AsyncServer, Server, end_task
 from .errors import CorruptTape
 from .scripts import Command
 from .tape import Entry, Position, Tape, decode_entry, text_of
@@ -250,14 +250,12 @@ class TaskHub:
         self._closed = True
         self._board.close_all("closed")
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     async def _run(self) -> None:
         while self._board:
             try:
-                reply = await self._server.client.execute_command(*self._board.read())
+                reply = await self._server.wait_for(self._board.read(), BLOCK_MS)
             except (RedisError, OSError):
                 self._board.close_all("broken")
                 continue

@@ -465,6 +465,14 @@ def test_keep_alives_sent_as_data_are_nothing(noise: str) -> None:
     assert completed(noise, chunk({"content": "a"}), noise, chunk({}, "stop"), noise).text == "a"
 
 
+def test_events_named_for_keeping_alive_are_nothing() -> None:
+    ping = b"event: ping\ndata: 2026-01-01T00:00:00Z\n\n"
+
+    _, verdict = read(ping + events(chunk({"content": "a"}, "stop")) + ping)
+
+    assert verdict.completed
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [

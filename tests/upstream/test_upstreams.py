@@ -251,6 +251,7 @@ async def test_refused_connection(connect: Connect) -> None:
         info = await failure(upstreams)
 
     assert (info.type, info.code, info.retryable) == ("upstream_error", "connect", True)
+    assert "ECONNREFUSED" in info.message
 
 
 async def test_tls_to_a_server_that_speaks_none(serve: Serve, connect: Connect) -> None:
@@ -270,11 +271,12 @@ async def test_tls_to_a_server_that_speaks_none(serve: Serve, connect: Connect) 
         (b"SSH-2.0-OpenSSH\r\n\r\n", "bad_http"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 10_000 + b"\r\n\r\n", "bad_http"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", "bad_http"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\ndata:\r\nzz\r\n\r\n", "bad_http"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n" + A, "truncated"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\ndata:", "truncated"),
         (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\nthis is no gzip", "bad_encoding"),
     ],
-    ids=["nothing", "no http", "endless header", "bad chunk size", "short body", "short chunk", "no gzip"],
+    ids=["nothing", "no http", "long header", "bad size", "bad second size", "short body", "short chunk", "no gzip"],
 )  # fmt: skip
 async def test_broken_http_is_an_upstream_error(sent: bytes, code: str, serve: Serve, connect: Connect) -> None:
     async def answer(exchange: Exchange) -> None:
@@ -286,6 +288,27 @@ async def test_broken_http_is_an_upstream_error(sent: bytes, code: str, serve: S
     info = await failure(upstreams)
 
     assert (info.type, info.code, info.retryable) == ("upstream_error", code, True)
+
+
+async def test_bad_chunk_size_in_mid_answer_fails_no_later_than_silence(serve: Serve, connect: Connect) -> None:
+    taken = asyncio.Event()
+
+    async def answer(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(A), A))
+        await taken.wait()
+        await exchange.send(b"nonsense\r\n")
+        await exchange.wait_closed()
+
+    # aiohttp 3.14 closes the connection and leaves the reader waiting, so it may be the idle timeout that ends it.
+    upstreams = await connect((await serve(answer)).url, idle_timeout_s=0.2)
+
+    async with upstreams.call("default", BODY, job_id=JOB_ID) as call:
+        await anext(call)
+        taken.set()
+        with pytest.raises(UpstreamError) as caught:
+            await anext(call)
+
+    assert caught.value.info.retryable
 
 
 async def test_pieces_before_a_break_are_given(serve: Serve, connect: Connect) -> None:

@@ -196,7 +196,8 @@ class Attempt:
                     self._track.put([piece.data for piece in pieces])
                     self._chunks += len(pieces)
                     await self._services.publisher.room()
-                return call.verdict.error, None
+                verdict = call.verdict.error
+                return verdict, verdict.retry_after_s if verdict else None
         except UpstreamError as error:
             return error.info, error.retry_after_s
 

@@ -23,6 +23,7 @@ import os
 import secrets
 import signal
 import socket
+import threading
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
@@ -36,7 +37,7 @@ from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
 
 from tokentape import tape
-from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async
+from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async, end_task
 from tokentape.job import PRIORITIES, ErrorInfo
 from tokentape.queue import QueueKeys
 from tokentape.settings import Settings
@@ -74,6 +75,7 @@ class Worker(BaseWorker):
     def __init__(self, settings: Settings, *, burst: bool = False) -> None:
         self.settings = settings
         self.burst = burst
+        self.stops_asked = 0
         self.keys = QueueKeys(settings.namespace)
         super().__init__(
             [self.keys.queue_name(priority) for priority in PRIORITIES],
@@ -100,8 +102,23 @@ class Worker(BaseWorker):
         elif payload.get("command") in ("stop-job", "stop-execution") and payload.get("job_id"):
             self.on_stop_job(str(payload["job_id"]))
 
+    def unsubscribe(self) -> None:
+        """As RQ's, but in the order that wakes the thread: RQ's own waits a second for it at every exit."""
+        if self.pubsub_thread and self.pubsub:
+            self.pubsub_thread.stop()
+            self.pubsub.unsubscribe()
+            self.pubsub_thread.join(timeout=1)
+
     def on_stop_job(self, job_id: str) -> None:
         """Replaced by the service: RQ's stop is our cancel."""
+
+    def request_stop(self, *_signal: Any) -> None:
+        """Stop as at a SIGTERM; a second call puts everything back at once. From any thread, also before it serves."""
+        self.stops_asked += 1
+        self.on_stop()
+
+    def on_stop(self) -> None:
+        """Replaced by the service."""
 
 
 async def _serve(worker: Worker) -> None:
@@ -122,9 +139,10 @@ class _Service:
         self._signals = 0
         self._spawned: set[asyncio.Task[None]] = set()
         self._ownership = Ownership(self._keys, worker.name)
-        self._queue_client = connect_async(settings.redis_url)
+        queue_client = connect_async(settings.redis_url)
         self._own_tape_server = settings.tape_url not in (None, settings.redis_url)
-        tape_client = connect_async(settings.tape_url or "") if self._own_tape_server else self._queue_client
+        tape_client = connect_async(settings.tape_url or "") if self._own_tape_server else queue_client
+        self._queue = AsyncServer(queue_client, ())
         self._tapes = AsyncServer(tape_client, tape.SCRIPTS)
         self._ledger = Ledger(Server(connect(settings.redis_url), own.SCRIPTS))
         self._lease_server = Server(_brief(connect(settings.redis_url), settings), own.SCRIPTS)
@@ -139,13 +157,21 @@ class _Service:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._on_signal)
 
         def stop_job(job_id: str) -> None:
             loop.call_soon_threadsafe(lambda: self._spawn(self._cancel(job_id)))
 
+        def stop() -> None:
+            with suppress(RuntimeError):  # it has stopped
+                loop.call_soon_threadsafe(self._on_signal)
+
         self._worker.on_stop_job = stop_job  # type: ignore[method-assign]
+        self._worker.on_stop = stop  # type: ignore[method-assign]
+        if self._worker.stops_asked:
+            self._on_signal()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
             upstreams = await stack.enter_async_context(Upstreams(self._settings))
@@ -175,9 +201,7 @@ class _Service:
             popper.cancel()
             await self._drain()
         finally:
-            for task in everything:
-                task.cancel()
-            await asyncio.gather(*everything, return_exceptions=True)
+            await end_task(*everything)
 
     # ---- popping
 
@@ -216,7 +240,7 @@ class _Service:
     async def _wait_at_bell(self, rung: str) -> str:
         """Wait until something was enqueued since, a slot came free (burst), or a second has passed."""
         try:
-            reply = await self._queue_client.xread({self._keys.bell: rung}, count=1, block=_BLOCK_MS)
+            reply = await self._read(self._keys.bell, rung, 1)
         except TRANSIENT:
             await asyncio.sleep(0.1)
             return rung
@@ -270,7 +294,7 @@ class _Service:
         after = await through_outages(self._last_notice)
         while True:
             try:
-                reply = await self._queue_client.xread({self._keys.notices: after}, count=1000, block=_BLOCK_MS)
+                reply = await self._read(self._keys.notices, after, 1000)
             except TRANSIENT:
                 await asyncio.sleep(0.2)
                 continue
@@ -282,8 +306,13 @@ class _Service:
         return await self._newest(self._keys.notices)
 
     async def _newest(self, stream: str) -> str:
-        rows: Any = await self._queue_client.xrevrange(stream, count=1)
+        (rows,) = await self._queue.run([("XREVRANGE", stream, "+", "-", "COUNT", 1)])
         return text_of(rows[0][0]) if rows else "0-0"
+
+    async def _read(self, stream: str, after: str, count: int) -> Any:
+        return await self._queue.wait_for(
+            ("XREAD", "COUNT", count, "BLOCK", _BLOCK_MS, "STREAMS", stream, after), _BLOCK_MS
+        )
 
     def _stop_job(self, job_id: str) -> None:
         """The job has ended on its tape: whatever of it runs here is fenced."""
@@ -382,8 +411,8 @@ class _Service:
         if tasks:
             # What is under way is one round trip each, unless the server is away: then the leases tell the others.
             _, late = await asyncio.wait(tasks, timeout=self._settings.lease_s)
-            for task in late:
-                task.cancel()
+            await end_task(*late)
+        self._lease.stop()
         with suppress(TimeoutError, LedgerClosed):
             async with asyncio.timeout(self._settings.lease_s):
                 await release(self._ledger, self._ownership, "leave")
@@ -398,7 +427,7 @@ class _Service:
         with suppress(RedisError, OSError):
             await asyncio.to_thread(self._worker.teardown)
         await asyncio.to_thread(self._ledger.close)
-        await self._queue_client.aclose()
+        await self._queue.client.aclose()
         if self._own_tape_server:
             await self._tapes.client.aclose()
 

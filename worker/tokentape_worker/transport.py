@@ -14,6 +14,7 @@ streams. The fences around the transport between them:
 
 from __future__ import annotations
 
+import errno
 import ssl
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final
@@ -76,8 +77,13 @@ def explain(error: BaseException) -> ErrorInfo:
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError | OSError) else error
     for kinds, type_, code, message, retryable in _KINDS:
         if isinstance(cause, kinds):
-            return ErrorInfo(type=type_, code=code, message=message, retryable=retryable)
+            return ErrorInfo(type=type_, code=code, message=message + _system_code(cause), retryable=retryable)
     return ErrorInfo(type="upstream_error", code="transport", message="the connection failed", retryable=True)
+
+
+def _system_code(error: BaseException) -> str:
+    name = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f" ({name})" if name else ""
 
 
 _Kind = tuple[tuple[type[BaseException], ...], str, str, str, bool]

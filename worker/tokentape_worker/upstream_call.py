@@ -36,6 +36,8 @@ from .transport import TRANSPORT_ERRORS, explain
 WHOLE_ANSWER_TIMEOUT_S: Final = 600.0
 #: How long the end of the body is waited for after the end marker, so that the connection can be used again.
 _LINGER_S: Final = 0.1
+#: How long the body of an error is waited for. The status alone says most of it.
+_ERROR_BODY_S: Final = 5.0
 
 
 class UpstreamError(Exception):
@@ -92,7 +94,16 @@ class UpstreamCall:
 
     async def __anext__(self) -> list[Piece]:
         while self._verdict is None and self._failure is None:
-            pieces = await self._read()
+            if self._adapter.ended:
+                await self._linger()
+                pieces = self._conclude(None)
+            else:
+                try:
+                    data = await self._patience.wait(self._next_read(), self._deadline())
+                except (StopAsyncIteration, *TRANSPORT_ERRORS) as error:
+                    pieces = self._conclude(self._why(error))
+                else:
+                    pieces = self._adapter.feed(data)
             if pieces:
                 self._begun, self._quiet_since = True, None
                 self._count(pieces)
@@ -116,10 +127,8 @@ class UpstreamCall:
                 timeout=httpx.Timeout(None, connect=connect_s, pool=connect_s),
             )
             self._response = await self._patience.wait(client.send(request, stream=True), self._deadline())
-        except TimeoutError:
-            info = self._timed_out()
-        except TRANSPORT_ERRORS as error:
-            info = explain(error)
+        except TRANSPORT_ERRORS as error:  # TimeoutError is one: an OSError
+            info = self._timed_out() if isinstance(error, TimeoutError) else explain(error)
         else:
             encoding = self._response.headers.get("content-encoding", "identity").strip().lower()
             reads = self._response.aiter_raw() if encoding == "identity" else self._response.aiter_bytes()
@@ -140,21 +149,11 @@ class UpstreamCall:
             if self._response is not None:
                 await self._response.aclose()
 
-    async def _read(self) -> list[Piece]:
-        if self._adapter.ended:
-            await self._linger()
-            return self._conclude(None)
-        try:
-            data = await self._patience.wait(self._next_read(), self._deadline())
-        except StopAsyncIteration:
-            return self._conclude(None)
-        except TimeoutError:
-            info = self._timed_out()
-        except TRANSPORT_ERRORS as error:
-            info = explain(error)
-        else:
-            return self._adapter.feed(data)
-        return self._conclude(info)
+    def _why(self, error: BaseException) -> ErrorInfo | None:
+        """Why there is no next read. None: the body is over, as it should be."""
+        if isinstance(error, StopAsyncIteration):
+            return None
+        return self._timed_out() if isinstance(error, TimeoutError) else explain(error)
 
     def _next_read(self) -> Awaitable[bytes]:
         if self._reads is None:
@@ -202,14 +201,15 @@ class UpstreamCall:
 
     async def _linger(self) -> None:
         """Read what follows the end marker: nothing, mostly, and the end of the body."""
-        with contextlib.suppress(TimeoutError, StopAsyncIteration, *TRANSPORT_ERRORS):
+        with contextlib.suppress(StopAsyncIteration, *TRANSPORT_ERRORS):
             async with asyncio.timeout(_LINGER_S):
                 while True:
                     await self._next_read()
 
     async def _read_error_body(self) -> bytes:
         body = bytearray()
-        with contextlib.suppress(TimeoutError, StopAsyncIteration, *TRANSPORT_ERRORS):
+        deadline = min(self._deadline(), self._patience.now() + _ERROR_BODY_S)
+        with contextlib.suppress(StopAsyncIteration, *TRANSPORT_ERRORS):
             while len(body) < MAX_ERROR_BODY_BYTES:
-                body += await self._patience.wait(self._next_read(), self._deadline())
+                body += await self._patience.wait(self._next_read(), deadline)
         return bytes(body[:MAX_ERROR_BODY_BYTES])

@@ -147,7 +147,7 @@ class OpenAIAdapter:
         if text.startswith(DONE):
             self._sentinel = True
             return self._end()
-        if not text or text.startswith(b":") or _KEEP_ALIVE.fullmatch(text):
+        if not text or text.startswith(b":") or _KEEP_ALIVE.fullmatch(text) or _KEEP_ALIVE.fullmatch(name.encode()):
             return []
         try:
             value = read_json(text)
@@ -169,6 +169,7 @@ class OpenAIAdapter:
             return pieces
         if isinstance(value.get("choices"), list) or value.get("usage") or value.get("id"):
             return self._put_right(text, value)
+        self._noise = self._noise or (text or b"")[:_QUOTED_BYTES]
         return []
 
     def _take_stray(self, data: bytes) -> list[Piece]:

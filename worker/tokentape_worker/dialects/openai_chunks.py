@@ -53,7 +53,7 @@ _CHUNK_EXTRAS: Final = frozenset({"error", "x_groq"})
 _CHOICE_EXTRAS: Final = frozenset({"error", "usage", "message", "native_finish_reason"})
 _DELTA_EXTRAS: Final = frozenset({*REASONING_NAMES, "reasoning_details"})
 #: Chunks of no content and no id that are held, at most.
-_MAX_HELD: Final = 16
+_MAX_HELD: Final = 4
 #: A field that does not fit the chunk's model is dropped, unless it is one of these: then the answer cannot be trusted.
 _ESSENTIAL: Final = frozenset(
     ["choices", "index", "content", "refusal", "reasoning_content", "tool_calls", "arguments"]
