@@ -13,7 +13,7 @@ import redis.asyncio
 from .client import BATCH_BYTES, BATCH_JOBS, DEFAULT_WAIT_S, LOOK_EVERY_S, ClientBase, as_job, batches
 from .completion import ChatCompletion
 from .connection import AsyncServer, connect_async, patiently_async
-from .errors import ResultTimeout
+from .errors import ResultTimeout, TokentapeError
 from .hub import TaskHub
 from .job import DEFAULT_TIMEOUT_S, ChatJob
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Overview, Steps
@@ -188,6 +188,8 @@ class AsyncClient(ClientBase):
             self._hub.leave(feed)
         if feed.closed == "broken":
             reader.doubt()
+        elif feed.closed == "closed":
+            raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
 
     async def text(
         self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S

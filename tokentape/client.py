@@ -19,7 +19,7 @@ import redis
 
 from .completion import ChatCompletion
 from .connection import Server, connect, patiently
-from .errors import InvalidRequest, ResultTimeout
+from .errors import InvalidRequest, ResultTimeout, TokentapeError
 from .hub import ThreadHub
 from .job import DEFAULT_TIMEOUT_S, ChatJob
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Operations, Overview, Steps
@@ -221,6 +221,8 @@ class Client(ClientBase):
             self._hub.leave(feed)
         if feed.closed == "broken":
             reader.doubt()
+        elif feed.closed == "closed":
+            raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
 
     def text(
         self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S

@@ -18,12 +18,15 @@ from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, R
 from redis.retry import Retry
 
 from .errors import ConfigError, RedisUnavailable, TokentapeError
-from .scripts import Command, Dialect, Script, unknown_script
+from .scripts import Command, Dialect, Script
 
 T = TypeVar("T")
 
 #: Passing trouble: the same command may go through later.
 TRANSIENT: Final = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+
+#: Scripts that are not there are loaded; once more where running them shows that the server refuses the flags line.
+_LOADS: Final = 2
 
 #: A server that accepts a connection and then says nothing is given up after this long.
 _SILENCE_S: Final = 10.0
@@ -76,7 +79,9 @@ class Server:
     def run_all(self, commands: list[Command], *, atomic: bool = False) -> list[Any]:
         """The same, with errors standing among the replies."""
         replies = self._send(self._dialect.adapt(commands), atomic)
-        if unknown_script(replies):
+        for _ in range(_LOADS):
+            if not self._dialect.wants_loading(replies):
+                break
             while not self._dialect.loaded(self._send(self._dialect.loading(), False)):
                 pass
             replies = self._send(self._dialect.adapt(commands), atomic)
@@ -113,7 +118,9 @@ class AsyncServer:
     async def run_all(self, commands: list[Command], *, atomic: bool = False) -> list[Any]:
         """See Server.run_all."""
         replies = await self._send(self._dialect.adapt(commands), atomic)
-        if unknown_script(replies):
+        for _ in range(_LOADS):
+            if not self._dialect.wants_loading(replies):
+                break
             while not self._dialect.loaded(await self._send(self._dialect.loading(), False)):
                 pass
             replies = await self._send(self._dialect.adapt(commands), atomic)

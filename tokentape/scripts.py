@@ -4,7 +4,7 @@ A script runs by its SHA-1. A server that does not know it (new, restarted, fail
 scripts are loaded and the call is made again, which is safe because each of ours may be repeated.
 
 Scripts that must run on a server whose memory is full carry `#!lua flags=allow-oom` (Redis 7, Valkey). Servers
-without that notion, fakeredis among them, refuse the line: they get the script without it.
+without that notion refuse the line, Redis 6 when it is loaded, fakeredis when it is run: they get the script without it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,13 @@ class Dialect:
         plain = {script.sha: script.plain_sha for script in self.scripts if script.allow_oom}
         return [(c[0], plain.get(c[1], c[1]), *c[2:]) if c[0] == "EVALSHA" else c for c in commands]
 
+    def wants_loading(self, replies: list[Any]) -> bool:
+        """Whether scripts have to be loaded, and the commands with these replies sent again."""
+        if not self._plain and any(_refuses_flags(reply) for reply in replies):
+            self._plain = True
+            return True
+        return any(isinstance(reply, NoScriptError) for reply in replies)
+
     def loading(self) -> list[Command]:
         """The commands that load every script."""
         return [("SCRIPT LOAD", script.plain if self._plain else script.source) for script in self.scripts]
@@ -83,6 +90,5 @@ class Dialect:
         return False
 
 
-def unknown_script(replies: list[Any]) -> bool:
-    """Whether any reply says NOSCRIPT."""
-    return any(isinstance(reply, NoScriptError) for reply in replies)
+def _refuses_flags(reply: Any) -> bool:
+    return isinstance(reply, ResponseError) and "unexpected symbol near '#'" in str(reply)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tokentape_worker.service import Worker
 
 from tokentape import Client, Settings
 from tokentape.embedded import EmbeddedServer
 from tokentape.simulator import SimulatorThread
+from tokentape_worker.service import Worker
 
 
 def wait_until(condition: Callable[[], Any], limit_s: float = 30.0) -> Any:
@@ -90,7 +90,10 @@ class Stack:
 
     def settings(self, **overrides: Any) -> Settings:
         """Short intervals, so that recovery is seen soon."""
-        upstream: dict[str, Any] = {"base_url": self.simulator.base_url, "max_attempts": overrides.pop("max_attempts", 3)}
+        upstream: dict[str, Any] = {
+            "base_url": self.simulator.base_url,
+            "max_attempts": overrides.pop("max_attempts", 3),
+        }
         for name in ("connect_timeout_s", "first_chunk_timeout_s", "idle_timeout_s", "max_concurrency"):
             if name in overrides:
                 upstream[name] = overrides.pop(name)

@@ -44,7 +44,7 @@ def test_the_tape_is_plain_to_any_redis_client(stack: Stack, redis_client: redis
     job = client.submit(**body(chunks=5))
     job.result()
 
-    rows = redis_client.xrange(f"{stack.namespace}:{{{job.id[4:6]}}}:{job.id}:tape")
+    rows: Any = redis_client.xrange(f"{stack.namespace}:{{{job.id[4:6]}}}:{job.id}:tape")
     ids = [row[0].decode() for row in rows]
     kinds = [row[1][b"kind"].decode() for row in rows]
     assert ids == ["0-1", "1-0", *(f"1-{n}" for n in range(1, len(ids) - 1))]
@@ -193,7 +193,8 @@ def test_an_idempotency_key_names_one_job(stack: Stack) -> None:
 def test_priorities_are_run_in_their_order(stack: Stack) -> None:
     client = stack.client()
     jobs = {
-        priority: client.submit(**body(f"prio {priority}"), priority=priority) for priority in ("low", "default", "high")
+        priority: client.submit(**body(f"prio {priority}"), priority=priority)
+        for priority in ("low", "default", "high")
     }
 
     stack.worker(concurrency=1)

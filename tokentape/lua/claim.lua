@@ -1,7 +1,8 @@
 -- claim(delivery, try, worker, reason, budget, data, retention_ms): open the next attempt, or say why not.
 -- KEYS: tape, result, request.
 -- -> {'run', attempt, spent, token, started_at_ms} | {'gone'} | {'ended', status} | {'older', delivery}
--- The same delivery and try again get the same attempt (a lost reply); an older one is refused.
+-- The same delivery and try again get the same attempt, as long as nothing follows it: the reply was lost. Once chunks
+-- stand, it is another run of the delivery, which would mix two answers: refused like an older one.
 local attempt, seq, kind, entry = last()
 if not attempt then return {'gone'} end
 if kind == 'end' then return {'ended', cjson.decode(entry).status} end
@@ -10,7 +11,7 @@ local spent = 0
 if attempt > 0 then
   local before = cjson.decode(at(string.format('%.0f-0', attempt)))
   local its_delivery, its_try = tonumber(before.delivery), before.try
-  if its_delivery == delivery and its_try == try and before.worker == ARGV[3] then
+  if seq == 0 and its_delivery == delivery and its_try == try and before.worker == ARGV[3] then
     return {'run', attempt, before.spent, before.token, text(before.started_at_ms)}
   end
   if its_delivery > delivery or (its_delivery == delivery and its_try >= try) then

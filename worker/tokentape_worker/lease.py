@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from tokentape.connection import TRANSIENT, Server
+from redis.exceptions import RedisError
+
+from tokentape.connection import Server
 
 from .ownership import Ownership
 
@@ -63,7 +65,7 @@ class Lease:
                 continue
             try:
                 (alive,) = self._server.run([self._ownership.renew(self._lease_s)])
-            except TRANSIENT:
+            except (RedisError, OSError):  # whatever it is: only an answer ends this thread
                 continue
             if not alive:
                 self._call(self._on_lost)

@@ -26,13 +26,14 @@ from tokentape.scripts import Command, Script, load
 from tokentape.tape import text_of
 
 
-def _load(name: str) -> Script:
-    return load("tokentape_worker", name, "tokentape/_clock", "_owner")
+def _load(name: str, *, allow_oom: bool = True) -> Script:
+    """Where memory is full, workers keep their leases, finish and give back what they own, and reap the dead."""
+    return load("tokentape_worker", name, "tokentape/_clock", "_owner", allow_oom=allow_oom)
 
 
 JOIN: Final = _load("join")
 RENEW: Final = _load("renew")
-POP: Final = _load("pop")
+POP: Final = _load("pop", allow_oom=False)  # and take nothing on
 MINE: Final = _load("mine")
 START: Final = _load("start")
 ACK: Final = _load("ack")
@@ -57,6 +58,9 @@ _RQ_STATUS: Final[dict[EndStatus, tuple[str, str]]] = {
     "expired": ("failed", "failed_job_count"),
     "cancelled": ("canceled", "failed_job_count"),
 }
+
+#: RQ's registries of ended jobs, one of each per queue: a job stands in one of them.
+_RQ_ENDED: Final = ("finished", "failed", "canceled")
 
 
 class Delivery(NamedTuple):
@@ -131,8 +135,8 @@ class Ownership:
         name = self.keys.queue_name(job.priority)
         keys = self.keys
         fixed = (keys.owners, self.list_key, keys.reasons, keys.open, keys.ended)
-        registries = (f"{RQ}:{rq_status}:{name}", f"{RQ}:failed:{name}")
-        rest = (*registries, Result.get_key(job.job_id), f"{RQ}:worker:{self.worker}")
+        others = (f"{RQ}:{other}:{name}" for other in _RQ_ENDED if other != rq_status)
+        rest = (f"{RQ}:{rq_status}:{name}", *others, Result.get_key(job.job_id), f"{RQ}:worker:{self.worker}")
         return ACK.call(
             (*fixed, *self._record(job), *rest),
             *(self.worker, job.job_id, job.number, _ms(settle_s), rq_status, rq_time(), int(keep_s), counter),
@@ -204,8 +208,9 @@ def promote(keys: QueueKeys, job_id: str, priority: Priority) -> Command:
 
 def reopen(keys: QueueKeys, job_id: str, priority: Priority, deadline_at_ms: str) -> Command:
     """An open job that nobody owns and no queue holds: into its queue. Safe to repeat. -> 1 | 0"""
-    fixed = (keys.owners, keys.open, keys.ended, keys.reasons, keys.queue(priority), rq_job_key(job_id), keys.bell)
-    return REOPEN.call(fixed, job_id, deadline_at_ms, rq_time())
+    fixed = (keys.owners, keys.open, keys.ended, keys.reasons, keys.lost, keys.queue(priority), keys.suspects(priority))
+    registries = (f"{RQ}:{status}:{keys.queue_name(priority)}" for status in _RQ_ENDED)
+    return REOPEN.call((*fixed, rq_job_key(job_id), *registries, keys.bell), job_id, deadline_at_ms, rq_time())
 
 
 def forget(keys: QueueKeys, job_id: str) -> Command:
@@ -240,7 +245,7 @@ class Due:
 
 
 def deliveries(reply: Sequence[Any]) -> list[Delivery] | None:
-    """What `pop` moved; None where the popper's lease is not live."""
+    """What `pop` moved; None where the popper's lease is not live, or the server has no memory left to run more."""
     if text_of(reply[0]) != "ok":
         return None
     rows = [reply[i : i + 4] for i in range(1, len(reply), 4)]

@@ -1,9 +1,12 @@
 -- pop(worker, most): move ids from the queues, in their order, into the worker's own list, and record who owns them.
 -- KEYS: leases, owners, deliveries, reasons, lost, the worker's list, suspects x 3, queues x 3.
--- -> {'ok', id, delivery, reason, queue index, …} | {'dead'}
+-- -> {'ok', id, delivery, reason, queue index, …} | {'dead'} | {'full'}
 local now = now_ms()
 local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not lease or tonumber(lease) <= now then return {'dead'} end
+-- A write that changes nothing, but that a server whose memory is full refuses: what could not be claimed stays queued.
+local refused = redis.pcall('ZADD', KEYS[1], 'XX', lease, ARGV[1])
+if type(refused) == 'table' and refused.err then return {'full'} end
 local free, out = tonumber(ARGV[2]), {'ok'}
 
 local function take(key, queue)

@@ -1,11 +1,15 @@
 -- reopen(id, deadline_at_ms, now as RQ writes it): back to the front of the queue, where nobody owns it.
--- KEYS: owners, open, ended, reasons, queue, RQ job, bell. -> 1 | 0
+-- KEYS: owners, open, ended, reasons, lost, queue, suspects, RQ job, RQ's registries of ended jobs x 3, bell. -> 1 | 0
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
 redis.call('HSETNX', KEYS[4], ARGV[1], 'drained')
-redis.call('LPUSH', KEYS[5], ARGV[1])
-note(KEYS[6], 'status', 'queued', 'enqueued_at', ARGV[3])
-redis.call('XADD', KEYS[7], 'MAXLEN', 1, '*', 'rung', '1')
+local suspect = tonumber(redis.call('HGET', KEYS[5], ARGV[1]) or '0') >= 2
+redis.call('LPUSH', suspect and KEYS[7] or KEYS[6], ARGV[1])
+-- Where it was acknowledged, RQ's record was to expire, and stands among the ended.
+note(KEYS[8], 'status', 'queued', 'enqueued_at', ARGV[3], 'ended_at', '')
+redis.call('PERSIST', KEYS[8])
+for i = 9, 11 do redis.call('ZREM', KEYS[i], ARGV[1]) end
+redis.call('XADD', KEYS[12], 'MAXLEN', 1, '*', 'rung', '1')
 return 1

@@ -1,0 +1,326 @@
+"""Followers and the hub: joined, shared, bounded, woken, told of lost attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokentape import (
+    AsyncClient,
+    Client,
+    CorruptTape,
+    JobFailed,
+    JobNotFound,
+    Restarted,
+    TokentapeError,
+    async_client,
+    client,
+    hub,
+)
+from tokentape.job import ErrorInfo
+from tokentape.tape import Position
+
+from .conftest import Desk
+
+
+class Following:
+    """A follower in a thread; `next` gives its entries as they come."""
+
+    def __init__(self, desk: Desk, job_id: str, **options: Any) -> None:
+        self.entries: queue.Queue[Any] = queue.Queue()
+        self._thread = threading.Thread(target=self._follow, args=(desk, job_id, options), daemon=True)
+        self._thread.start()
+
+    def _follow(self, desk: Desk, job_id: str, options: dict[str, Any]) -> None:
+        try:
+            for entry in desk.client.follow(job_id, **options):
+                self.entries.put(entry)
+            self.entries.put(None)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the test looks at it)
+            self.entries.put(error)
+
+    def next(self) -> Any:
+        return self.entries.get(timeout=30)
+
+    def rest(self) -> list[str]:
+        ids = []
+        while (entry := self.next()) is not None:
+            assert not isinstance(entry, Exception), entry
+            ids.append(entry.id)
+        return ids
+
+
+@pytest.fixture
+def long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads that block for ten minutes, and no looks in between: only being woken helps."""
+    monkeypatch.setattr(hub, "BLOCK_MS", 600_000)
+    monkeypatch.setattr(client, "LOOK_EVERY_S", 600.0)
+    monkeypatch.setattr(async_client, "LOOK_EVERY_S", 600.0)
+    monkeypatch.setattr(hub, "block_ms_for", lambda _: 600_000)
+
+
+@pytest.fixture
+def patient(desk: Desk, long_blocks: None) -> Desk:  # noqa: ARG001  (before the client is made)
+    """A desk whose client was made with those reads."""
+    desk.client.close()
+    connection = redis.Redis.from_url(desk.settings.redis_url, socket_timeout=None)
+    desk.client = Client(connection=connection, settings=desk.settings)
+    return desk
+
+
+def test_a_follower_that_joins_wakes_the_shared_read(patient: Desk) -> None:
+    first_id, first = patient.job()
+    second_id, second = patient.job()
+    one = Following(patient, first_id)
+    assert one.next().kind == "queued"
+
+    two = Following(patient, second_id)
+    assert two.next().kind == "queued"
+    second.claim()
+    assert two.next().id == "1-0"
+    first.claim()
+
+    assert one.next().id == "1-0"
+    first.end()
+    second.end()
+    assert one.rest() == two.rest() == ["1-1"]
+
+
+@pytest.mark.usefixtures("long_blocks")
+async def test_an_asyncio_follower_that_joins_wakes_the_shared_read(desk: Desk) -> None:
+    async with AsyncClient(settings=desk.settings) as following:
+        (first_id, first), (second_id, second) = desk.job(), desk.job()
+        one, two = following.follow(first_id), following.follow(second_id)
+        assert (await anext(one)).kind == "queued"
+        waiting = asyncio.ensure_future(anext(one))
+        await asyncio.sleep(0)  # it reads, and joins
+        assert (await anext(two)).kind == "queued"
+        also_waiting = asyncio.ensure_future(anext(two))
+
+        second.claim()
+        assert (await also_waiting).id == "1-0"
+        first.claim()
+
+        assert (await waiting).id == "1-0"
+        await one.aclose()  # type: ignore[attr-defined]
+        await two.aclose()  # type: ignore[attr-defined]
+
+
+def test_many_followers_share_one_blocking_read(desk: Desk, redis_client: redis.Redis) -> None:
+    job_id, writer = desk.job()
+    readers = [Following(desk, job_id) for _ in range(50)]
+    for reader in readers:
+        assert reader.next().kind == "queued"
+
+    writer.claim()
+    for reader in readers:
+        assert reader.next().id == "1-0"
+    blocked = [one for one in redis_client.client_list() if "b" in one["flags"] and one["cmd"] == "xread"]
+    writer.end()
+
+    assert all(reader.rest() == ["1-1"] for reader in readers)
+    assert len(blocked) <= 1
+
+
+def test_a_slow_follower_reads_by_itself_and_misses_nothing(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    entries = desk.client.follow(job_id)
+    quick = Following(desk, job_id)
+    assert next(entries).kind == "queued"
+    writer.claim()
+    assert next(entries).id == "1-0"  # it has joined the hub
+    for _ in range(20):
+        writer.say(*["word " * 20] * 20)  # far beyond its buffer of 4 KiB
+
+    writer.end()
+
+    ids = [entry.id for entry in entries]
+    assert ids == [f"1-{n}" for n in range(1, 402)]
+    assert quick.rest()[-400:] == ids[-400:]
+
+
+def test_a_follower_of_a_tape_that_is_deleted_is_told(
+    desk: Desk, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "LOOK_EVERY_S", 0.05)
+    job_id, writer = desk.job()
+    reader = Following(desk, job_id)
+    assert reader.next().kind == "queued"
+
+    redis_client.delete(writer.tape.key)
+
+    assert isinstance(reader.next(), JobNotFound)
+
+
+def test_a_hole_that_comes_through_the_hub_is_corrupt(desk: Desk, redis_client: redis.Redis) -> None:
+    job_id, writer = desk.job()
+    reader = Following(desk, job_id)
+    assert reader.next().kind == "queued"
+    writer.claim()
+    assert reader.next().id == "1-0"
+
+    redis_client.xadd(writer.tape.key, {"kind": "chunk", "data": "{}"}, id="1-7")
+
+    error = reader.next()
+    assert isinstance(error, CorruptTape)
+    assert error.entry_id == "1-7"
+
+
+def test_a_failover_that_lost_the_attempt_makes_a_reader_start_over(desk: Desk, redis_client: redis.Redis) -> None:
+    job_id, writer = desk.job()
+    saved: Any = redis_client.dump(writer.tape.key)
+    reader = Following(desk, job_id)
+    writer.claim()
+    writer.say("lost ", "text")
+    assert [reader.next().id for _ in range(4)] == ["0-1", "1-0", "1-1", "1-2"]
+
+    # The server comes back without its last second, and another worker gets the same attempt number.
+    redis_client.restore(writer.tape.key, 60_000, saved, replace=True)
+    for one in redis_client.client_list():
+        if one["cmd"] == "xread":
+            redis_client.client_kill_filter(_id=one["id"])
+    assert reader.next().id == "0-1"
+    again = desk.writer(job_id)
+    again.claim()
+    again.say("other ", "text ", "now")
+    again.end()
+
+    assert reader.rest() == ["1-0", "1-1", "1-2", "1-3", "1-4"]
+
+
+def test_text_starts_with_the_newest_attempt_and_tells_of_a_restart(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    writer.claim()
+    writer.say("a", "b")
+    pieces = desk.client.text(job_id)
+    assert (next(pieces), next(pieces)) == ("a", "b")
+
+    writer.claim("worker_lost")
+    writer.say("c")
+
+    with pytest.raises(Restarted) as caught:
+        next(pieces)
+    assert (caught.value.attempt, caught.value.reason) == (2, "worker_lost")
+    writer.end()
+    assert list(desk.client.text(job_id)) == ["c"]
+
+
+def test_text_that_skips_restarts_goes_on(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    writer.claim()
+    writer.say("a")
+    pieces = desk.client.text(job_id, on_restart="skip")
+    assert next(pieces) == "a"
+
+    writer.claim("worker_lost")
+    writer.say("b")
+    writer.end()
+
+    assert list(pieces) == ["b"]
+
+
+def test_a_failed_job_raises_with_its_type_and_message(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    writer.claim()
+    writer.say("half")
+    writer.end(ErrorInfo(type="upstream_error", message="it broke", retryable=True, upstream_status=502))
+
+    with pytest.raises(JobFailed) as caught:
+        desk.client.result(job_id)
+
+    error = caught.value.error
+    assert (error.type, error.message, error.retryable, error.upstream_status) == (
+        "upstream_error",
+        "it broke",
+        True,
+        502,
+    )
+    assert desk.client.partial(job_id).text == "half"
+
+
+def test_a_result_that_was_not_stored_is_assembled_from_the_tape(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    writer.claim()
+    writer.say("put ", "together")
+    writer.end()
+
+    assert desk.client.result(job_id).text == "put together"
+
+
+def test_a_client_goes_on_in_a_forked_child(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    reader = Following(desk, job_id)
+    assert reader.next().kind == "queued"  # the hub's thread runs here, and only here
+
+    child = os.fork()
+    if child == 0:
+        ids = [entry.id for entry in desk.client.follow(job_id, wait_s=20)]
+        os._exit(0 if ids == ["0-1", "1-0", "1-1"] else 1)
+    writer.claim()
+    writer.end()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert reader.rest() == ["1-0", "1-1"]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    attempts=st.lists(st.lists(st.text(min_size=1, max_size=3), max_size=6), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_whatever_the_cut_what_was_had_and_what_follows_are_the_whole(
+    desk: Desk, attempts: list[list[str]], data: st.DataObject
+) -> None:
+    job_id, writer = desk.job()
+    for texts in attempts:
+        writer.claim()
+        if texts:
+            writer.say(*(text.encode("utf-8", "replace").decode() for text in texts))
+    writer.end()
+    whole = [(entry.id, entry.raw) for entry in desk.client.follow(job_id)]
+
+    cut = data.draw(st.integers(0, len(whole) - 2))
+    rest = [(entry.id, entry.raw) for entry in desk.client.follow(job_id, after=whole[cut][0])]
+
+    assert whole[: cut + 1] + rest == whole
+    assert Position.parse(whole[-1][0]) > Position.parse(whole[0][0])
+
+
+def test_closing_a_client_ends_its_followers(desk: Desk) -> None:
+    job_id, _ = desk.job()
+    reader = Following(desk, job_id)
+    assert reader.next().kind == "queued"
+
+    desk.client.close()
+
+    assert isinstance(reader.next(), TokentapeError)
+
+
+def poll(condition: Callable[[], bool]) -> None:
+    while not condition():
+        threading.Event().wait(0.005)
+
+
+def test_the_hub_leaves_no_key_behind(desk: Desk, redis_client: redis.Redis) -> None:
+    job_id, writer = desk.job()
+    reader = Following(desk, job_id)
+    other_id, other = desk.job()
+    second = Following(desk, other_id)
+    for one in (writer, other):
+        one.claim()
+        one.end()
+
+    reader.rest()
+    second.rest()
+
+    desk.client.close()
+    poll(lambda: not list(redis_client.scan_iter(f"{desk.settings.namespace}:wake:*")))
