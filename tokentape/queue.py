@@ -20,6 +20,7 @@ Ours, on the same server, decide who runs what (prefix: the namespace):
     :worker:NAME:jobs      list   what a worker has popped and not yet given back
     :bell                  stream one entry: something was enqueued; wakes every idle worker, moves nothing
     :notices               stream ids of jobs that were cancelled, so that their workers need not wait for a sweep
+    :limit:UPSTREAM        hash   requests, tokens -> when the upstream's budget is whole again, ms
     :upstreams             hash   name -> what it serves, as workers announce it: models and dialect, no address
 
 The scripts that move jobs between these are in the worker's package; `enqueue` is the one that clients need.
@@ -95,6 +96,9 @@ class QueueKeys:
     @cached_property
     def upstreams(self) -> str:
         return self._own("upstreams")
+
+    def limits(self, upstream: str) -> str:
+        return self._own(f"limit:{upstream}")
 
     def suspects(self, priority: Priority) -> str:
         return self._own(f"suspects:{priority}")

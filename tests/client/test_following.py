@@ -6,7 +6,7 @@ import asyncio
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -69,12 +69,13 @@ def long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def patient(desk: Desk, long_blocks: None) -> Desk:  # noqa: ARG001  (before the client is made)
+def patient(desk: Desk, long_blocks: None) -> Iterator[Desk]:  # noqa: ARG001  (before the client is made)
     """A desk whose client was made with those reads."""
-    desk.client.close()
-    connection = redis.Redis.from_url(desk.settings.redis_url, socket_timeout=None)
-    desk.client = Client(connection=connection, settings=desk.settings)
-    return desk
+    with redis.Redis.from_url(desk.settings.redis_url) as connection:
+        original, desk.client = desk.client, Client(connection=connection, settings=desk.settings)
+        yield desk
+        desk.client.close()
+        desk.client = original
 
 
 def test_a_follower_that_joins_wakes_the_shared_read(patient: Desk) -> None:

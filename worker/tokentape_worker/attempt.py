@@ -27,6 +27,7 @@ from tokentape.job import EndStatus, ErrorInfo
 from tokentape.settings import Settings
 from tokentape.tape import EndData, QueuedData, Tape, Timings
 
+from .limits import Limits
 from .publisher import Publisher, Track
 from .retry import decide
 from .upstreams import UpstreamError, Upstreams
@@ -42,6 +43,7 @@ class Services:
     tapes: AsyncServer
     publisher: Publisher
     upstreams: Upstreams
+    limits: Limits
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ class Attempt:
         if retry.action == "later":
             return Outcome("later", error=error, wait_s=retry.wait_s)
         await asyncio.sleep(retry.wait_s)
-        return None
+        turn_s = await self._services.limits.wait_for_turn(self._claim.upstream)
+        return Outcome("later", error=error, wait_s=turn_s) if turn_s else None
 
     async def _stream(self, body: dict[str, Any]) -> tuple[ErrorInfo | None, float | None]:
         """One call. -> None where it was answered in full; else the error, and when upstream wants the next call."""
@@ -236,6 +239,8 @@ class Attempt:
         if verdict not in ("ok", "already"):
             return Outcome("let_go")
         self._report(end)
+        if end.usage is not None:
+            await self._services.limits.charge(self._claim.upstream, end.usage.total_tokens)
         return Outcome("ended", status=status, error=error)
 
     async def _fail_unwritten(self) -> Outcome:

@@ -20,10 +20,12 @@ from tokentape.queue import QueueKeys
 from tokentape.settings import Settings
 from tokentape.tape import EndData, QueuedData, Tape, decode_entry, text_of
 
+from . import limits
 from . import ownership as own
 from .attempt import Services
 from .lease import Lease
 from .ledger import Ledger
+from .limits import Limits
 from .ownership import Delivery, Ownership
 from .publisher import Publisher
 from .run import Run
@@ -53,7 +55,7 @@ async def _run(settings: Settings, job_id: str) -> None:
         if not rows:
             raise JobNotFound(job_id)
         head = decode_entry(job_id, rows[0]).expect(QueuedData)
-        ledger = Ledger(Server(connect(settings.redis_url), own.SCRIPTS))
+        ledger = Ledger(Server(connect(settings.redis_url), (*own.SCRIPTS, *limits.SCRIPTS)))
         stack.callback(ledger.close)
         await _adopt_and_run(settings, tapes, ledger, Delivery(job_id, 0, "", head.priority))
         (rows,) = await tapes.run([at.last()])
@@ -78,7 +80,7 @@ async def _adopt_and_run(settings: Settings, tapes: AsyncServer, ledger: Ledger,
     publishing = asyncio.create_task(publisher.run())
     try:
         async with Upstreams(settings) as upstreams:
-            run = Run(Services(settings, tapes, publisher, upstreams), ledger, ownership, job)
+            run = Run(Services(settings, tapes, publisher, upstreams, Limits(settings, ledger)), ledger, ownership, job)
             lease = Lease(
                 Server(connect(settings.redis_url), own.SCRIPTS),
                 ownership,

@@ -85,6 +85,11 @@ class Run:
             return
         ours = payload_is_ours(started[1] if len(started) > 1 else None, self.job.job_id, ENTRYPOINT)
         upstream = head.upstream or self._settings.route(head.model) or ""
+        # Before the claim: waiting for a turn is no attempt.
+        turn_s = await self._unless_stopped(lambda: self._services.limits.wait_for_turn(upstream))
+        if turn_s:
+            await self._ledger.one(self._ownership.delay(self.job, turn_s))
+            return
         reason, try_ = self.job.reason, 0
         while True:
             reply = await self._unless_stopped(lambda r=reason, t=try_: self._claim(upstream, r, t))  # type: ignore[misc]

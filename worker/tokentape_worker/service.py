@@ -43,10 +43,12 @@ from tokentape.queue import QueueKeys
 from tokentape.settings import Settings
 from tokentape.tape import Tape, text_of
 
+from . import limits
 from . import ownership as own
 from .attempt import Services, through_outages
 from .lease import Lease
 from .ledger import Ledger, LedgerClosed
+from .limits import Limits
 from .ownership import Delivery, Ownership
 from .publisher import Publisher
 from .run import Run, Stop
@@ -144,7 +146,7 @@ class _Service:
         tape_client = connect_async(settings.tape_url or "") if self._own_tape_server else queue_client
         self._queue = AsyncServer(queue_client, ())
         self._tapes = AsyncServer(tape_client, tape.SCRIPTS)
-        self._ledger = Ledger(Server(connect(settings.redis_url), own.SCRIPTS))
+        self._ledger = Ledger(Server(connect(settings.redis_url), (*own.SCRIPTS, *limits.SCRIPTS)))
         self._lease_server = Server(_brief(connect(settings.redis_url), settings), own.SCRIPTS)
         self._publisher = Publisher(
             self._tapes,
@@ -175,7 +177,9 @@ class _Service:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._close)
             upstreams = await stack.enter_async_context(Upstreams(self._settings))
-            self._services = Services(self._settings, self._tapes, self._publisher, upstreams)
+            self._services = Services(
+                self._settings, self._tapes, self._publisher, upstreams, Limits(self._settings, self._ledger)
+            )
             await self._join()
             log.info("worker ready", worker=self._worker.name, concurrency=self._settings.concurrency,
                      queues=[self._keys.queue_name(priority) for priority in PRIORITIES],
