@@ -45,7 +45,7 @@ SETTLE: Final = load("tokentape", "settle", "_clock", "_tape", allow_oom=True)
 SCRIPTS: Final = (SUBMIT, CLAIM, APPEND, END, SETTLE)
 
 Kind = Literal["queued", "attempt", "chunk", "end"]
-_KINDS: Final = get_args(Kind)
+KINDS: Final[tuple[str, ...]] = get_args(Kind)
 
 #: Redis allows 64 bits in each half; attempt << 32 | seq must stay exact in a double.
 _ENTRY_ID: Final = re.compile(r"(\d{1,7})-(\d{1,10})")
@@ -202,8 +202,8 @@ def decode_entry(job_id: str, row: tuple[Any, Any]) -> Entry:
     kind = fields.get(b"kind") or fields.get("kind")
     data = fields.get(b"data") or fields.get("data")
     kind = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
-    if data is None or kind not in _KINDS:
-        raise CorruptTape(job_id, entry_id, f"kind {kind!r} is none of {', '.join(_KINDS)}")
+    if data is None or kind not in KINDS:
+        raise CorruptTape(job_id, entry_id, f"kind {kind!r} is none of {', '.join(KINDS)}")
     position = Position(int(match[1]), int(match[2]))
     return Entry(job_id, position, cast(Kind, kind), data if isinstance(data, bytes) else data.encode())
 

@@ -1,0 +1,108 @@
+"""The README stays true: its commands run as they stand, its tables say what the code says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tokentape import Settings
+from tokentape.embedded import EmbeddedServer
+from tokentape.tape import KINDS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_scripts_are_there_and_run_in_ci() -> None:
+    continuous = (ROOT / ".ci" / "run").read_text()
+
+    for script in ("script/demo", "script/test"):
+        assert f"{script}\n" in blocks("sh")
+        assert os.access(ROOT / script, os.X_OK)
+        assert script in continuous
+
+
+def test_every_extra_that_is_installed_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (install,) = [block for block in blocks("sh") if "pip install" in block]
+
+    wanted = re.findall(r"pip install '?tokentape(?:\[(\w+)])?", install)
+
+    assert len(wanted) == install.count("pip install")
+    assert {extra for extra in wanted if extra} <= set(project["optional-dependencies"])
+
+
+def test_the_commands_and_the_python_example_run_as_written(valkey: EmbeddedServer, tmp_path: Path) -> None:
+    commands = [block for block in blocks("sh") if "tokentape " in block and "pip " not in block]
+    redis_cli = [block for block in blocks("sh") if "redis-cli" in block]
+    (example,) = blocks("python")
+    (tmp_path / "example.py").write_text(example)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    text = "\n".join(["set -eu", "trap 'kill $(jobs -p)' EXIT", *commands, f"{sys.executable} example.py"])
+    if shutil.which("redis-cli"):
+        text += "\n" + "".join(redis_cli)
+    text = text.replace("redis://127.0.0.1:6379/0", valkey.url).replace("9000", str(free_port()))
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 24
+    assert "stop" in done.stdout
+    assert '"kind":"end"' in done.stdout.replace(" ", "")
+
+
+def test_the_table_of_settings_is_complete_and_right() -> None:
+    rows = dict(re.findall(r"^\| `TOKENTAPE_(\w+)` \| (.*?) \|", README, re.MULTILINE))
+    fields = {name.upper(): field for name, field in Settings.model_fields.items() if name != "upstreams"}
+
+    assert set(rows) == set(fields)
+    for name, shown in rows.items():
+        default = fields[name].default
+        if isinstance(default, float):
+            assert float(shown) == default, name
+        elif default is not None:
+            assert shown.strip("`") == str(default), name
+
+
+def test_the_example_of_upstreams_is_the_defaults() -> None:
+    (example,) = blocks("toml")
+
+    settings = Settings.model_validate(tomllib.loads(example))
+    plain = Settings.model_validate({"upstreams": {"default": {"api_key_env": "OPENAI_API_KEY"}}})
+
+    assert settings == plain
+
+
+def test_the_table_of_the_tape_names_every_kind() -> None:
+    (section,) = re.findall(r"^## The tape.*?^## ", README, re.DOTALL | re.MULTILINE)
+
+    assert all(f"`{kind}`" in section for kind in KINDS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "worker/README.md", "producer/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).exists(), target
