@@ -59,7 +59,14 @@ def _options(*, for_asyncio: bool = False) -> dict[str, Any]:
     # redis-py's own timeout for asyncio goes through asyncio.wait_for, which up to Python 3.11 swallows a cancellation
     # that comes while it sends. AsyncServer bounds the whole round trip instead.
     silence_s = None if for_asyncio else _SILENCE_S
-    return {"socket_timeout": silence_s, "socket_connect_timeout": 5.0, "retry": retry, "health_check_interval": 0}
+    return {
+        "socket_timeout": silence_s,
+        "socket_connect_timeout": 5.0,
+        "retry": retry,
+        "health_check_interval": 0,
+        # redis-py's own limit is 100, and it refuses the next call instead of waiting.
+        "max_connections": 10_000,
+    }
 
 
 class Server:

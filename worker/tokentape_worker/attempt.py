@@ -22,12 +22,13 @@ import structlog
 from redis.exceptions import OutOfMemoryError
 
 from tokentape.completion import Fold
-from tokentape.connection import TRANSIENT, AsyncServer
+from tokentape.connection import TRANSIENT
 from tokentape.job import EndStatus, ErrorInfo
 from tokentape.settings import Settings
 from tokentape.tape import EndData, QueuedData, Tape, Timings
 
 from .limits import Limits
+from .pipelined import Pipelined
 from .publisher import Publisher, Track
 from .retry import decide
 from .upstreams import UpstreamError, Upstreams
@@ -40,7 +41,7 @@ class Services:
     """What every attempt of a worker process shares."""
 
     settings: Settings
-    tapes: AsyncServer
+    tapes: Pipelined
     publisher: Publisher
     upstreams: Upstreams
     limits: Limits

@@ -27,6 +27,7 @@ from .lease import Lease
 from .ledger import Ledger
 from .limits import Limits
 from .ownership import Delivery, Ownership
+from .pipelined import Pipelined
 from .publisher import Publisher
 from .run import Run
 from .service import new_worker_name
@@ -65,14 +66,15 @@ async def _run(settings: Settings, job_id: str) -> None:
         raise error
 
 
-async def _adopt_and_run(settings: Settings, tapes: AsyncServer, ledger: Ledger, job: Delivery) -> None:
+async def _adopt_and_run(settings: Settings, server: AsyncServer, ledger: Ledger, job: Delivery) -> None:
     ownership = Ownership(QueueKeys(settings.namespace), new_worker_name())
     reply = await ledger.one(ownership.adopt(job.job_id, job.priority, settings.lease_s), repeat=False)
     if text_of(reply[0]) == "0":
         return  # somebody runs it already
     job = job._replace(number=int(text_of(reply[0])), reason=text_of(reply[1]))
+    tapes = Pipelined(server)
     publisher = Publisher(
-        tapes,
+        server,
         max_unpublished_bytes=settings.max_unpublished_bytes,
         resend_bytes=settings.resend_bytes,
         storage_wait_s=settings.storage_wait_s,
@@ -96,3 +98,4 @@ async def _adopt_and_run(settings: Settings, tapes: AsyncServer, ledger: Ledger,
                 await release(ledger, ownership, "leave")
     finally:
         await end_task(publishing)
+        await tapes.close()

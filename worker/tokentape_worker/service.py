@@ -50,6 +50,7 @@ from .lease import Lease
 from .ledger import Ledger, LedgerClosed
 from .limits import Limits
 from .ownership import Delivery, Ownership
+from .pipelined import Pipelined
 from .publisher import Publisher
 from .run import Run, Stop
 from .sweep import Sweeper, release
@@ -63,6 +64,10 @@ _PRESENCE_TTL_S: Final = 60
 #: How long a wait at the bell or for notices blocks; a bell that was missed costs this much.
 _BLOCK_MS: Final = 1000
 _ANNOUNCED_FOR_S: Final = 86_400
+#: What a server may do to a command that is none of ours to end for: be away, or refuse (no replicas, a disk that is
+#: full, a failover that ends a read). The background goes on, and nobody's streams are lost for it.
+_TROUBLE: Final = (RedisError, OSError)
+_REFUSED_PAUSE_S: Final = 0.5
 
 
 def new_worker_name() -> str:
@@ -93,6 +98,11 @@ class Worker(BaseWorker):
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(self))
         return 0
+
+    def _set_connection(self, connection: redis.Redis) -> redis.Redis:
+        """As it is. RQ would let a silent server hold each call for as long as its own workers wait for jobs, a minute
+        here, and a worker that stops in that time would too."""
+        return connection
 
     # ---- what RQ's commands ask for
 
@@ -145,11 +155,13 @@ class _Service:
         self._own_tape_server = settings.tape_url not in (None, settings.redis_url)
         tape_client = connect_async(settings.tape_url or "") if self._own_tape_server else queue_client
         self._queue = AsyncServer(queue_client, ())
-        self._tapes = AsyncServer(tape_client, tape.SCRIPTS)
+        tapes = AsyncServer(tape_client, tape.SCRIPTS)
+        self._tape_client = tape_client
+        self._tapes = Pipelined(tapes)
         self._ledger = Ledger(Server(connect(settings.redis_url), (*own.SCRIPTS, *limits.SCRIPTS)))
         self._lease_server = Server(_brief(connect(settings.redis_url), settings), own.SCRIPTS)
         self._publisher = Publisher(
-            self._tapes,
+            tapes,
             max_unpublished_bytes=settings.max_unpublished_bytes,
             resend_bytes=settings.resend_bytes,
             storage_wait_s=settings.storage_wait_s,
@@ -221,9 +233,9 @@ class _Service:
             ownership = self._ownership
             try:
                 reply = await self._ledger.one(ownership.pop(free), repeat=False)
-            except TRANSIENT:
+            except _TROUBLE as error:
                 # It may have moved jobs into our list: the sweep finds them there.
-                await asyncio.sleep(0.1)
+                await self._pause("pop", error)
                 continue
             popped = own.deliveries(reply)
             for job in popped or ():
@@ -245,8 +257,8 @@ class _Service:
         """Wait until something was enqueued since, a slot came free (burst), or a second has passed."""
         try:
             reply = await self._read(self._keys.bell, rung, 1)
-        except TRANSIENT:
-            await asyncio.sleep(0.1)
+        except _TROUBLE as error:
+            await self._pause("wait for work", error)
             return rung
         rows = tape.rows_of(reply)
         return text_of(rows[-1][0]) if rows else rung
@@ -275,8 +287,8 @@ class _Service:
             try:
                 await self._reconcile()
                 await self._sweeper.sweep(self._worker.name)
-            except RedisError as error:
-                log.warning("sweep failed, to be repeated", error=str(error))
+            except _TROUBLE as error:
+                log.warning("sweep failed, to be repeated", error=str(error) or type(error).__name__)
 
     async def _reconcile(self) -> None:
         """Run what our list holds; stop what it holds no more."""
@@ -299,12 +311,19 @@ class _Service:
         while True:
             try:
                 reply = await self._read(self._keys.notices, after, 1000)
-            except TRANSIENT:
-                await asyncio.sleep(0.2)
+            except _TROUBLE as error:
+                await self._pause("listen for cancellations", error)
                 continue
             for entry_id, fields in tape.rows_of(reply):
                 after = text_of(entry_id)
-                self._stop_job(text_of(fields.get(b"job", b"")))
+                self._stop_job(fields.get(b"job", b"").decode(errors="replace"))
+
+    @staticmethod
+    async def _pause(what: str, error: Exception) -> None:
+        """Before the next try. An outage is told by the sweep; that a server refuses is told here."""
+        if not isinstance(error, TRANSIENT):
+            log.warning("refused, to be repeated", what=what, error=str(error))
+        await asyncio.sleep(0.1 if isinstance(error, TRANSIENT) else _REFUSED_PAUSE_S)
 
     async def _last_notice(self) -> str:
         return await self._newest(self._keys.notices)
@@ -430,10 +449,11 @@ class _Service:
         self._lease.stop()
         with suppress(RedisError, OSError):
             await asyncio.to_thread(self._worker.teardown)
+        await self._tapes.close()
         await asyncio.to_thread(self._ledger.close)
         await self._queue.client.aclose()
         if self._own_tape_server:
-            await self._tapes.client.aclose()
+            await self._tape_client.aclose()
 
 
 def _brief(client: redis.Redis, settings: Settings) -> redis.Redis:

@@ -17,7 +17,6 @@ from typing import Any, Final, cast
 import structlog
 from rq.defaults import RQ_KEY_PREFIX
 
-from tokentape.connection import AsyncServer
 from tokentape.job import PRIORITIES, ErrorInfo, Priority
 from tokentape.queue import QueueKeys
 from tokentape.scripts import Command
@@ -27,6 +26,7 @@ from tokentape.tape import Tape, text_of
 from . import ownership as own
 from .ledger import Ledger
 from .ownership import Delivery, Due, Ownership
+from .pipelined import Pipelined
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("tokentape.worker")
 
@@ -43,7 +43,7 @@ _EXPIRED: Final = ErrorInfo(type="expired", message="the job's deadline passed",
 class Sweeper:
     """The sweeps of one worker process. `steady` says whether its lease allows it to judge others."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, tapes: AsyncServer, steady: Callable[[], bool]) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, tapes: Pipelined, steady: Callable[[], bool]) -> None:
         self._settings = settings
         self._keys = QueueKeys(settings.namespace)
         self._ledger = ledger
