@@ -1,0 +1,207 @@
+"""`tokentape batch`, as an entry point of the group `tokentape.commands`.
+
+What a command does is elsewhere (`batch.py`); here are its options, its signals, its exit code and its words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final, TypedDict, Unpack
+
+import click
+
+from tokentape.errors import TokentapeError
+from tokentape.job import MAX_TIMEOUT_S, PRIORITIES, Priority
+from tokentape.settings import Settings
+
+from .batch import DEFAULT_TIMEOUT_S, DEFAULT_WINDOW, Batch, Options, Stopped, identity
+from .input_file import InputFile
+from .output_files import BatchConflict, OutputFiles, default_errors, new_record
+from .progress import Display, display
+from .servers import Servers
+from .summary import Summary, exit_code_of
+
+_BATCH_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+class _RunOptions(TypedDict):
+    """The options that are the batch's own: see Options."""
+
+    upstream: str | None
+    priority: Priority
+    window: int
+    timeout_s: float
+    keep: bool
+
+
+def _checked_id(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _BATCH_ID.fullmatch(value):
+        raise click.BadParameter("1 to 128 letters, digits and . _ : -, beginning with a letter or digit")
+    return value
+
+
+@click.group()
+def batch() -> None:
+    """Run files of chat requests, each line answered exactly once."""
+
+
+@batch.command()
+@click.argument("input_path", metavar="IN.jsonl", type=click.Path(path_type=Path))
+@click.option("--out", "out_path", metavar="OUT.jsonl", required=True, type=click.Path(path_type=Path),
+              help="Completed lines, in OpenAI's batch output format, as they finish.")  # fmt: skip
+@click.option("--errors", "errors_path", metavar="ERR.jsonl", type=click.Path(path_type=Path),
+              help="All other lines. [default: OUT.errors.jsonl]")  # fmt: skip
+@click.option("--model", help="The model of bodies that name none.")
+@click.option("--upstream", help="The workers' upstream to use, by name. [default: chosen by the model]")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="low", show_default=True)
+@click.option("--window", type=click.IntRange(1, 100_000), default=DEFAULT_WINDOW, show_default=True,
+              help="Lines under way at once.")  # fmt: skip
+@click.option("--timeout", "timeout_s", metavar="SECONDS", type=click.FloatRange(1, MAX_TIMEOUT_S),
+              default=DEFAULT_TIMEOUT_S, show_default=True,
+              help="Completion window of the whole batch, from its first run on.")  # fmt: skip
+@click.option("--batch-id", "--name", "batch_id", metavar="ID", callback=_checked_id,
+              help="Give the batch a name. [default: made of the input's content, --model and --upstream]")  # fmt: skip
+@click.option("--keep", is_flag=True,
+              help="Leave completed jobs in Redis for TOKENTAPE_RETENTION_S, not for a minute.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON on standard output.")
+@click.option("--no-progress", is_flag=True, help="No bar and no progress lines.")
+@click.option("--quiet", is_flag=True, help="Nothing but errors on standard error.")
+def run(
+    *,
+    input_path: Path,
+    out_path: Path,
+    errors_path: Path | None,
+    model: str | None,
+    batch_id: str | None,
+    as_json: bool,
+    no_progress: bool,
+    quiet: bool,
+    **options: Unpack[_RunOptions],
+) -> None:
+    """Run every line of IN.jsonl as a chat job: one line of output or errors for each.
+
+    A line is OpenAI's batch format (custom_id, method POST, url /v1/chat/completions, body) or a plain chat body, whose
+    custom_id is then its line number, as line-000001. Blank lines are skipped. The whole file is checked first; if any
+    line is bad, the first ones are named and nothing is enqueued.
+
+    Running the same command again goes on where it was, after Ctrl-C, SIGKILL or an outage: lines that stand in the
+    files are skipped, jobs under way are joined, answers that are there are fetched. To have everything answered anew,
+    choose another --out and a --batch-id. OUT.jsonl.batch says which batch the files belong to; leave it beside them.
+
+    Once a completed line is on the disk, its job stays in Redis for one more minute.
+
+    \b
+    Exit codes: 0 all lines completed; 1 some failed or were cancelled; 2 bad input or wrong files, nothing enqueued;
+    4 some expired with the window; 5 Redis not reachable; 130 interrupted (143 by SIGTERM).
+
+    \b
+    Example:
+      tokentape batch run prompts.jsonl --out answers.jsonl --model gpt-4o-mini
+    """
+    summary = Summary(out_path, errors_path or default_errors(out_path))
+    with stop_signals() as stop, display(wanted=not (no_progress or quiet)) as shown:
+        try:
+            _run(input_path, summary, stop, shown, model=model, batch_id=batch_id, options=Options(**options))
+        except (Stopped, KeyboardInterrupt):
+            summary.interrupted = True
+            code = stop.exit_code
+        except TokentapeError as error:
+            summary.error = error
+            code = exit_code_of(error)
+        else:
+            code = summary.exit_code
+    _tell(summary, as_json=as_json, quiet=quiet)
+    sys.exit(code)
+
+
+class StopSignals:
+    """Whether the command was asked to stop, and how."""
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+
+    def requested(self) -> bool:
+        return self._number is not None
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + (self._number or signal.SIGINT)
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """The first one asks the run to stop between turns; the next one stops it where it is."""
+        if self._number is not None:
+            raise KeyboardInterrupt
+        self._number = number
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Ctrl-C and SIGTERM ask first."""
+    stop = StopSignals()
+    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(
+    input_path: Path,
+    summary: Summary,
+    stop: StopSignals,
+    shown: Display,
+    *,
+    model: str | None,
+    batch_id: str | None,
+    options: Options,
+) -> None:
+    settings = Settings.load()
+    _check_paths(input_path, summary.out, summary.errors)
+
+    def watch(done_bytes: int) -> None:
+        shown.checking(done_bytes, source.size)
+        if stop.requested():
+            raise Stopped
+
+    def trouble() -> None:
+        shown.noted("the Redis server does not answer; trying again")
+        if stop.requested():
+            raise Stopped
+
+    with InputFile(input_path, model=model) as source:
+        checked = source.check(watch)
+        record = new_record(
+            summary.out,
+            summary.errors,
+            batch_id=batch_id or identity(checked.sha256, upstream=options.upstream, model=model),
+            input_sha256=checked.sha256,
+            upstream=options.upstream,
+            model=model,
+        )
+        with OutputFiles(summary.out, summary.errors, record) as files, Servers(settings, trouble) as servers:
+            run = Batch(source, checked, files, servers, options, observer=shown, stop=stop.requested)
+            summary.begin(files.record.batch_id, run.counts)
+            run.run()
+
+
+def _check_paths(*paths: Path) -> None:
+    """Three different files, whatever they are called. Raises BatchConflict."""
+    known: dict[Path, Path] = {}
+    for path in paths:
+        if (other := known.setdefault(path.resolve(), path)) is not path:
+            raise BatchConflict(f"{path} and {other} are the same file; input, --out and --errors must be three")
+
+
+def _tell(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(summary.as_dict(), ensure_ascii=False))
+    if not quiet or summary.error is not None:
+        click.echo(summary.text(), err=True)

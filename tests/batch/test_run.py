@@ -1,0 +1,299 @@
+"""The command from end to end: a real server, a worker process, the command as a process."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+import redis
+
+from tokentape.job import derive_job_id
+from tokentape.simulator import expected_text
+from tokentape.tape import Tape
+
+from .conftest import BatchStack, batch_line, body, read_lines, wait_until, write_lines
+
+
+def texts(stack: BatchStack) -> dict[str, str]:
+    """The answers in the output, by custom_id. Each stands there once."""
+    lines = read_lines(stack.out)
+    answers = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in lines}
+    assert len(answers) == len(lines)
+    return answers
+
+
+def job_id_of(batch_id: str, line: int) -> str:
+    return derive_job_id(f"batch:{batch_id}", f"{batch_id}:{line}")
+
+
+def test_lines_of_both_formats_are_answered_in_openais_output_format(stack: BatchStack) -> None:
+    requests = {f"käse {n}": body(f"hello {n}") for n in range(3)}
+    plain = body("plain")
+    write_lines(stack.input, [*(batch_line(name, one) for name, one in requests.items()), "", plain])
+    stack.worker()
+
+    code, summary, said = stack.run()
+
+    assert (code, summary["status"], summary["lines"], summary["completed"]) == (0, "completed", 4, 4)
+    assert "4 of 4 lines answered: 4 completed" in said
+    expected = {name: expected_text(one) for name, one in requests.items()}
+    assert texts(stack) == {**expected, "line-000005": expected_text(plain)}
+    for line in read_lines(stack.out):
+        assert (line["error"], line["response"]["status_code"]) == (None, 200)
+        assert line["id"].startswith("batch_req_")
+        assert line["response"]["request_id"].startswith("job_")
+        assert line["response"]["body"]["object"] == "chat.completion"
+    assert stack.errors.read_bytes() == b""
+
+
+def test_bad_line_is_named_and_nothing_is_enqueued(stack: BatchStack, redis_client: redis.Redis) -> None:
+    write_lines(stack.input, [body("good"), {"model": "m", "messages": []}, "{"])
+
+    code, summary, said = stack.run()
+
+    assert code == 2
+    assert "line 2: messages: " in said
+    assert [(bad["line"], bad["param"]) for bad in summary["bad_lines"]] == [(2, "messages"), (3, None)]
+    assert not list(redis_client.scan_iter(f"{stack.namespace}:*"))
+    assert not stack.out.exists()
+
+
+def test_failed_lines_stand_in_the_errors_and_the_others_are_answered(stack: BatchStack) -> None:
+    bad = body("bad", fault="status", status=400)
+    write_lines(stack.input, [batch_line("good", body("good")), batch_line("bad", bad)])
+    stack.worker()
+
+    code, summary, _ = stack.run()
+
+    assert (code, summary["completed"], summary["failed"]) == (1, 1, 1)
+    assert texts(stack) == {"good": expected_text(body("good"))}
+    (line,) = read_lines(stack.errors)
+    assert (line["custom_id"], line["error"], line["response"]["status_code"]) == ("bad", None, 400)
+    assert line["response"]["request_id"].startswith("job_")
+    error = line["response"]["body"]["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request"
+    assert error["message"]
+
+
+def test_same_command_has_nothing_to_do_when_all_is_answered(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1"), body("2", fault="status", status=400)])
+    stack.worker()
+    first = stack.run()
+    written = stack.out.read_bytes(), stack.errors.read_bytes()
+    calls = stack.simulator.calls()
+
+    # Without a server: what is answered needs none.
+    second = stack.run(TOKENTAPE_REDIS_URL="redis://127.0.0.1:1/0")
+
+    assert (first[0], second[0]) == (1, 1)
+    assert second[1]["answered_before"] == 2
+    assert "Nothing to do" in second[2]
+    assert (stack.out.read_bytes(), stack.errors.read_bytes()) == written
+    assert stack.simulator.calls() == calls
+
+
+def test_second_run_at_once_is_refused_and_leaves_the_first_alone(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1")])
+    first = stack.command()
+    wait_until(lambda: stack.out.with_name("out.jsonl.batch").exists())
+
+    code, _, said = stack.run()
+    stack.worker()
+
+    assert code == 2
+    assert "another run" in said
+    assert first.wait(timeout=60) == 0
+    assert texts(stack) == {"line-000001": expected_text(body("1"))}
+
+
+def test_other_input_does_not_touch_the_results_of_the_first(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1")])
+    stack.worker()
+    stack.run()
+    write_lines(stack.input, [body("2")])
+
+    code, _, said = stack.run()
+
+    assert code == 2
+    assert "another content" in said
+    assert texts(stack) == {"line-000001": expected_text(body("1"))}
+
+
+def test_name_that_another_input_had_is_refused(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1")])
+    stack.worker()
+    stack.run("--batch-id", "nightly")
+    for path in (stack.out, stack.errors):
+        path.unlink()
+    write_lines(stack.input, [body("2")])
+
+    code, _, said = stack.run("--batch-id", "nightly")
+
+    assert code == 2
+    assert "another --batch-id" in said
+
+
+def test_answers_that_still_stand_in_redis_are_fetched_for_another_output(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1"), body("2")])
+    stack.worker()
+    stack.run()
+    first = texts(stack)
+    stack.out.unlink()
+
+    code, _, _ = stack.run()
+
+    assert code == 0
+    assert texts(stack) == first
+    assert stack.simulator.calls() == 2
+
+
+def test_interrupt_stops_cleanly_and_the_same_command_goes_on(stack: BatchStack) -> None:
+    requests = [body(f"{n}", interval_ms=20) for n in range(40)]
+    write_lines(stack.input, requests)
+    command = stack.command("--window", "8")
+    stack.worker()
+    wait_until(lambda: stack.out.exists() and stack.out.read_bytes().count(b"\n") >= 5)
+
+    command.send_signal(signal.SIGINT)
+    _, said = command.communicate(timeout=60)
+    code, summary, _ = stack.run()
+
+    assert command.returncode == 130
+    assert b"The same command goes on from here" in said
+    assert (code, summary["completed"]) == (0, 40)
+    assert 5 <= summary["answered_before"] < 40
+    assert texts(stack) == {f"line-{n:06d}": expected_text(one) for n, one in enumerate(requests, 1)}
+    assert stack.simulator.calls() == 40
+
+
+def test_lines_that_the_window_leaves_no_time_expire_without_a_worker(stack: BatchStack) -> None:
+    write_lines(stack.input, [batch_line(f"{n}", body(f"{n}")) for n in range(5)])
+
+    code, summary, said = stack.run("--timeout", "1", "--window", "2")
+
+    assert (code, summary["expired"]) == (4, 5)
+    assert "5 expired" in said
+    lines = read_lines(stack.errors)
+    assert sorted(line["custom_id"] for line in lines) == list("01234")
+    assert {(line["response"], line["error"]["code"]) for line in lines} == {(None, "batch_expired")}
+    assert stack.simulator.calls() == 0
+
+
+def test_answers_that_came_before_the_window_closed_are_collected_after_it(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1"), body("2")])
+    stack.worker()
+    stack.run("--keep")
+    record = stack.out.with_name("out.jsonl.batch")
+    stack.out.write_bytes(b"")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "started_at": 0.0}))
+
+    code, summary, _ = stack.run()
+
+    assert (code, summary["completed"]) == (0, 2)
+    assert stack.simulator.calls() == 2
+
+
+def test_line_whose_job_is_cancelled_is_written_as_cancelled(stack: BatchStack) -> None:
+    write_lines(stack.input, [batch_line("a", body("a"))])
+    command = stack.command("--batch-id", "b")
+    client, job_id = stack.client(), job_id_of("b", 1)
+    wait_until(lambda: client.overview().open)
+
+    client.cancel(job_id)
+
+    assert command.wait(timeout=60) == 1
+    (line,) = read_lines(stack.errors)
+    assert (line["response"], line["error"]["code"]) == (None, "batch_cancelled")
+
+
+def test_job_whose_tape_vanishes_is_run_again(stack: BatchStack, redis_client: redis.Redis) -> None:
+    write_lines(stack.input, [body("1"), body("2")])
+    command = stack.command("--batch-id", "b")
+    client, tape = stack.client(), Tape(stack.namespace, job_id_of("b", 2))
+    wait_until(lambda: client.overview().open == 2)
+
+    redis_client.delete(tape.key, tape.result_key, tape.request_key)
+    wait_until(lambda: redis_client.exists(tape.key))
+    stack.worker()
+
+    assert command.wait(timeout=60) == 0
+    assert texts(stack) == {f"line-{n:06d}": expected_text(body(f"{n}")) for n in (1, 2)}
+
+
+def test_completed_jobs_leave_redis_soon_and_failed_ones_stay(stack: BatchStack, redis_client: redis.Redis) -> None:
+    write_lines(stack.input, [body("1"), body("2", fault="status", status=400)])
+    stack.worker()
+
+    stack.run("--batch-id", "b")
+
+    good, bad = (Tape(stack.namespace, job_id_of("b", line)) for line in (1, 2))
+    for key in (good.key, good.result_key, good.request_key, f"rq:job:{good.job_id}", f"rq:results:{good.job_id}"):
+        assert 0 < redis_client.ttl(key) <= 60, key
+    assert redis_client.ttl(bad.key) > 60
+
+
+def test_completed_jobs_stay_for_the_retention_where_that_is_asked_for(
+    stack: BatchStack, redis_client: redis.Redis
+) -> None:
+    write_lines(stack.input, [body("1")])
+    stack.worker()
+
+    stack.run("--batch-id", "b", "--keep")
+
+    assert redis_client.ttl(Tape(stack.namespace, job_id_of("b", 1)).key) > 60
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--upstream", "nowhere"], "no upstream 'nowhere'"),
+        (["--errors", "{input}"], "the same file"),
+        (["--batch-id", "a b"], "--batch-id"),
+        (["--window", "0"], "--window"),
+        (["--priority", "urgent"], "--priority"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_enqueued(
+    stack: BatchStack, redis_client: redis.Redis, options: list[str], word: str
+) -> None:
+    write_lines(stack.input, [body("1")])
+
+    code, _, said = stack.run(*(option.format(input=stack.input) for option in options))
+
+    assert code == 2
+    assert word in said
+    assert not list(redis_client.scan_iter(f"{stack.namespace}:*"))
+
+
+def test_redis_that_is_not_there_has_an_exit_code_of_its_own(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1")])
+
+    code, summary, said = stack.run(TOKENTAPE_REDIS_URL="redis://127.0.0.1:1/0", TOKENTAPE_REDIS_WAIT_S="0.2")
+
+    assert (code, summary["status"]) == (5, "stopped")
+    assert "Redis does not answer" in said
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--no-progress"])
+def test_quiet_command_says_only_what_was_asked_for(stack: BatchStack, flag: str) -> None:
+    write_lines(stack.input, [body("1")])
+    stack.worker()
+
+    code, summary, said = stack.run(flag)
+
+    assert (code, summary["completed"]) == (0, 1)
+    assert bool(said) == (flag == "--no-progress")
+
+
+def test_priority_and_names_reach_the_job(stack: BatchStack) -> None:
+    write_lines(stack.input, [batch_line("a", body("a"))])
+    stack.worker()
+
+    stack.run("--batch-id", "b", "--priority", "high", "--upstream", "default")
+
+    view: Any = stack.client().status(job_id_of("b", 1))
+    assert (view.priority, view.upstream) == ("high", "default")
+    assert view.metadata == {"batch_id": "b", "line": "1", "custom_id": "a"}
