@@ -14,7 +14,15 @@ from urllib.parse import urlsplit
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
 from .errors import ConfigError, RedisUnavailable, TokentapeError
@@ -24,6 +32,19 @@ T = TypeVar("T")
 
 #: Passing trouble: the same command may go through later.
 TRANSIENT: Final = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+
+#: What servers say of trouble of theirs that passes; redis-py has classes for a few of them only.
+_PASSING: Final = (
+    "LOADING",
+    "READONLY",
+    "MISCONF",
+    "BUSY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "TRYAGAIN",
+    "CLUSTERDOWN",
+    "UNBLOCKED",
+)
 
 #: Scripts that are not there are loaded; once more where running them shows that the server refuses the flags line.
 _LOADS: Final = 2
@@ -67,6 +88,13 @@ def _options(*, for_asyncio: bool = False) -> dict[str, Any]:
         # redis-py's own limit is 100, and it refuses the next call instead of waiting.
         "max_connections": 10_000,
     }
+
+
+def passing(error: BaseException) -> bool:
+    """Whether the same command may go through later. A server whose memory is full is its caller's to judge."""
+    if isinstance(error, OutOfMemoryError):
+        return False
+    return isinstance(error, TRANSIENT) or (isinstance(error, ResponseError) and str(error).startswith(_PASSING))
 
 
 class Server:
@@ -180,12 +208,12 @@ def patiently(call: Callable[[], T], wait_s: float, on_trouble: Callable[[], Non
     while True:
         try:
             return call()
-        except TRANSIENT as error:
+        except (RedisError, OSError) as error:
+            if not passing(error):
+                raise TokentapeError(f"Redis refused: {error}") from error
             if on_trouble is not None:
                 on_trouble()
             time.sleep(patience.pause_s(error))
-        except RedisError as error:
-            raise TokentapeError(f"Redis refused: {error}") from error
 
 
 async def patiently_async(
@@ -196,12 +224,12 @@ async def patiently_async(
     while True:
         try:
             return await call()
-        except TRANSIENT as error:
+        except (RedisError, OSError) as error:
+            if not passing(error):
+                raise TokentapeError(f"Redis refused: {error}") from error
             if on_trouble is not None:
                 on_trouble()
             await asyncio.sleep(patience.pause_s(error))
-        except RedisError as error:
-            raise TokentapeError(f"Redis refused: {error}") from error
 
 
 async def end_task(*tasks: asyncio.Future[Any]) -> None:

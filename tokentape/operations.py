@@ -171,13 +171,8 @@ class Operations:
     # ---- read
 
     def page(self, at: Tape, after: Position, count: int = PAGE) -> Steps[list[tuple[Any, Any]]]:
-        """The rows after a position. Raises JobNotFound where no tape stands."""
+        """The rows after a position; none also where no tape stands."""
         (rows,) = yield Ask("tape", [at.page(after, count)])
-        if not rows:
-            # Two asks, so that the common case is one: a tape that has nothing new, or none at all?
-            (first,) = yield Ask("tape", [at.first()])
-            if not first:
-                raise JobNotFound(at.job_id)
         return rows_of(rows)
 
     def entry(self, at: Tape, position: Position) -> Steps[Entry | None]:

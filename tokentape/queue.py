@@ -42,7 +42,9 @@ from .scripts import Command, load
 RQ: Final = os.environ.get("RQ_KEY_PREFIX", "rq")
 
 ENQUEUE: Final = load("tokentape", "enqueue", "_clock")
-SCRIPTS: Final = (ENQUEUE,)
+#: A script for its flag alone: a job can be cancelled on a server whose memory is full.
+NOTICE: Final = load("tokentape", "notice", allow_oom=True)
+SCRIPTS: Final = (ENQUEUE, NOTICE)
 
 #: Cancel notices kept; a worker that misses one learns of the cancel at its next write or sweep.
 NOTICES_KEPT: Final = 4096
@@ -181,4 +183,4 @@ def enqueue(
 
 def notice(keys: QueueKeys, job_id: str) -> Command:
     """Tell the workers that a job was cancelled."""
-    return ("XADD", keys.notices, "MAXLEN", "~", NOTICES_KEPT, "*", "job", job_id)
+    return NOTICE.call((keys.notices,), job_id, NOTICES_KEPT)

@@ -54,6 +54,10 @@ class Reader:
             yield from self._look_at_attempt()
         rows = yield from self._operations.page(self.tape, self.position)
         self.behind = len(rows) == PAGE
+        if not rows:
+            # Two asks, so that the common case is one: nothing new, nothing more to come, or no tape at all?
+            last = yield from self._operations.last(self.tape)
+            self.ended = last.kind == "end" and last.position == self.position
         return self.accept(decode_entry(self.tape.job_id, row) for row in rows)
 
     def accept(self, entries: Iterable[Entry]) -> list[Entry]:

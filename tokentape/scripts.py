@@ -3,8 +3,8 @@
 A script runs by its SHA-1. A server that does not know it (new, restarted, failed over) answers NOSCRIPT: the
 scripts are loaded and the call is made again, which is safe because each of ours may be repeated.
 
-Scripts that must run on a server whose memory is full carry `#!lua flags=allow-oom` (Redis 7, Valkey). Servers
-without that notion refuse the line, Redis 6 when it is loaded, fakeredis when it is run: they get the script without it.
+Scripts that must run on a server whose memory is full carry `#!lua flags=allow-oom` (Redis 7, Valkey). Servers without
+that notion refuse the line, Redis 6 when it is loaded, fakeredis when it is run: they get the script without it.
 """
 
 from __future__ import annotations

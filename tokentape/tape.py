@@ -276,7 +276,10 @@ class Tape:
         budget: int,
         retention_s: float,
     ) -> Command:
-        """Open the next attempt. -> list, see claim.lua. `budget` is how many attempts may be spent."""
+        """Open the next attempt. -> list, see claim.lua. `budget` is how many attempts may be spent.
+
+        Safe to repeat with the same `token`, which is drawn anew for every attempt that is asked for.
+        """
         data = canonical_json(
             {
                 "worker": worker,
@@ -287,7 +290,7 @@ class Tape:
                 "try": try_,
             }
         )
-        args = (delivery, try_, worker, reason, budget, data, round(retention_s * 1000))
+        args = (delivery, try_, token, reason, budget, data, round(retention_s * 1000))
         return CLAIM.call(self._keys, *args)
 
     def append(self, attempt: int, token: str, first_seq: int, chunks: Sequence[bytes]) -> Command:

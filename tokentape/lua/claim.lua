@@ -1,8 +1,8 @@
--- claim(delivery, try, worker, reason, budget, data, retention_ms): open the next attempt, or say why not.
+-- claim(delivery, try, token, reason, budget, data, retention_ms): open the next attempt, or say why not.
 -- KEYS: tape, result, request.
 -- -> {'run', attempt, spent, token, started_at_ms} | {'gone'} | {'ended', status} | {'older', delivery}
--- The same delivery and try again get the same attempt, as long as nothing follows it: the reply was lost. Once chunks
--- stand, it is another run of the delivery, which would mix two answers: refused like an older one.
+-- The same delivery, try and token again get the same attempt (a lost reply); an older one is refused. So is another
+-- token: that is another run of the delivery, whose answer must not be mixed into this one.
 local attempt, seq, kind, entry = last()
 if not attempt then return {'gone'} end
 if kind == 'end' then return {'ended', cjson.decode(entry).status} end
@@ -11,7 +11,7 @@ local spent = 0
 if attempt > 0 then
   local before = cjson.decode(at(string.format('%.0f-0', attempt)))
   local its_delivery, its_try = tonumber(before.delivery), before.try
-  if seq == 0 and its_delivery == delivery and its_try == try and before.worker == ARGV[3] then
+  if its_delivery == delivery and its_try == try and before.token == ARGV[3] then
     return {'run', attempt, before.spent, before.token, text(before.started_at_ms)}
   end
   if its_delivery > delivery or (its_delivery == delivery and its_try >= try) then
@@ -36,4 +36,4 @@ if spent >= tonumber(ARGV[5]) then
     .. text(spent) .. ' of ' .. ARGV[5] .. ')","retryable":true}')
 end
 add(attempt + 1, 0, 'attempt', with(ARGV[6], '"spent":' .. text(spent) .. ',"started_at_ms":' .. text(now)))
-return {'run', attempt + 1, spent, cjson.decode(ARGV[6]).token, text(now)}
+return {'run', attempt + 1, spent, ARGV[3], text(now)}

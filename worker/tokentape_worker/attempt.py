@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import structlog
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from tokentape.completion import Fold
-from tokentape.connection import TRANSIENT
+from tokentape.connection import passing
 from tokentape.job import EndStatus, ErrorInfo
 from tokentape.settings import Settings
 from tokentape.tape import EndData, QueuedData, Tape, Timings
@@ -155,7 +155,8 @@ class Attempt:
             error,
             failures=self._failures,
             budget=self._claim.budget,
-            retry_after_s=retry_after_s,
+            # In mid-stream a retry is a new attempt, and counted whatever upstream asks for.
+            retry_after_s=None if self._chunks else retry_after_s,
             left_s=self._left_s(),
             hold_s=settings.hold_s,
             max_retry_after_s=settings.max_retry_after_s,
@@ -285,7 +286,9 @@ async def through_outages(call: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await call()
-        except (*TRANSIENT, OutOfMemoryError):
+        except (RedisError, OSError) as error:
+            if not passing(error) and not isinstance(error, OutOfMemoryError):
+                raise
             await asyncio.sleep(pause_s)
             pause_s = min(0.5, pause_s * 2)
 

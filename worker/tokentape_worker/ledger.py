@@ -16,7 +16,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tokentape.connection import TRANSIENT, Server
+from tokentape.connection import TRANSIENT, Server, passing
 from tokentape.scripts import Command
 
 #: Commands in one pipeline at most: bounds how long the server is busy with one worker.
@@ -27,7 +27,7 @@ class LedgerClosed(Exception):
     """The ledger was closed before the command went through."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Ask:
     commands: list[Command]
     reply: asyncio.Future[list[Any]]
@@ -79,8 +79,11 @@ class Ledger:
                 _settle([(ask, error) for ask in pending])
                 pending = []
                 continue
-            _settle(_by_ask(pending, replies))
-            pending = []
+            outcomes = _by_ask(pending, replies)
+            pending = [] if self._closed.is_set() else [ask for ask, outcome in outcomes if _again(ask, outcome)]
+            _settle([(ask, outcome) for ask, outcome in outcomes if ask not in pending])
+            if pending:
+                self._closed.wait(0.1)
 
     def _gather(self, *, block: bool) -> list[_Ask]:
         asks: list[_Ask] = []
@@ -102,6 +105,10 @@ class Ledger:
             return []
         _settle([(ask, error) for ask in pending if not ask.repeat])
         return [ask for ask in pending if ask.repeat]
+
+
+def _again(ask: _Ask, outcome: Any) -> bool:
+    return ask.repeat and isinstance(outcome, Exception) and passing(outcome)
 
 
 def _by_ask(asks: list[_Ask], replies: list[Any]) -> list[tuple[_Ask, Any]]:

@@ -154,12 +154,16 @@ class Ownership:
         args = (self.worker, job.job_id, job.number, reason, pass_delivery or "", rq_time())
         return PUTBACK.call((*fixed, *line, *self._record(job), keys.bell), *args)
 
-    def delay(self, job: Delivery, wait_s: float) -> Command:
-        """Again after `wait_s`; the slot is free until then. -> 1, or 0 where the ownership is over."""
+    def delay(self, job: Delivery, wait_s: float, *, reason: str = "wait") -> Command:
+        """Again after `wait_s`; the slot is free until then. -> 1, or 0 where the ownership is over.
+
+        `reason`: the delivery's own, where nothing was claimed in it.
+        """
         keys = self.keys
         fixed = (keys.owners, self.list_key, keys.reasons, keys.delayed(job.priority))
         scheduled = f"{RQ}:scheduled:{keys.queue_name(job.priority)}"
-        return DELAY.call((*fixed, *self._record(job), scheduled), self.worker, job.job_id, job.number, _ms(wait_s))
+        args = (self.worker, job.job_id, job.number, _ms(wait_s), reason)
+        return DELAY.call((*fixed, *self._record(job), scheduled), *args)
 
     # ---- everything that a worker owns
 
@@ -206,16 +210,38 @@ def promote(keys: QueueKeys, job_id: str, priority: Priority) -> Command:
     return PROMOTE.call((*line, rq_job_key(job_id), scheduled, keys.bell), job_id, rq_time())
 
 
-def reopen(keys: QueueKeys, job_id: str, priority: Priority, deadline_at_ms: str) -> Command:
-    """An open job that nobody owns and no queue holds: into its queue. Safe to repeat. -> 1 | 0"""
+def reopen(keys: QueueKeys, job_id: str, priority: Priority, deadline_at_ms: str, *, astray: bool = True) -> Command:
+    """An open job that nobody owns and no queue holds: into its queue. Safe to repeat. -> 1 | 0
+
+    Where it is not known to be `astray`, only if it was acknowledged, which tells that no queue holds it.
+    """
     fixed = (keys.owners, keys.open, keys.ended, keys.reasons, keys.lost, keys.queue(priority), keys.suspects(priority))
     registries = (f"{RQ}:{status}:{keys.queue_name(priority)}" for status in _RQ_ENDED)
-    return REOPEN.call((*fixed, rq_job_key(job_id), *registries, keys.bell), job_id, deadline_at_ms, rq_time())
+    all_keys = (*fixed, rq_job_key(job_id), *registries, keys.bell)
+    return REOPEN.call(all_keys, job_id, deadline_at_ms, rq_time(), int(astray))
 
 
-def forget(keys: QueueKeys, job_id: str) -> Command:
-    """A job whose end was seen to stand leaves the open jobs. Safe to repeat. -> 1 | 0"""
-    return FORGET.call((keys.open, keys.ended, keys.owners, keys.deliveries, keys.reasons, keys.lost), job_id)
+def forget(
+    keys: QueueKeys,
+    job_id: str,
+    ended: tuple[EndStatus, Priority] | None = None,
+    *,
+    keep_s: float = 0.0,
+    astray: bool = False,
+) -> Command:
+    """A job whose end was seen to stand leaves the open jobs. Safe to repeat. -> 1 | 0
+
+    `ended` is what its tape says, for RQ's record, which is kept for `keep_s`; None where no tape stands. `astray`: no
+    queue holds the job and nobody owns it, so that its time need not be waited for.
+    """
+    status, priority = ended or ("expired", "default")
+    rq_status, _ = _RQ_STATUS[status]
+    name = keys.queue_name(priority)
+    fixed = (keys.open, keys.ended, keys.owners, keys.deliveries, keys.reasons, keys.lost, keys.delayed(priority))
+    others = (f"{RQ}:{other}:{name}" for other in _RQ_ENDED if other != rq_status)
+    record = (rq_job_key(job_id), f"{RQ}:scheduled:{name}", f"{RQ}:{rq_status}:{name}", *others)
+    args = (job_id, int(astray), rq_status if ended else "", rq_time(), int(keep_s))
+    return FORGET.call((*fixed, *record), *args)
 
 
 def audit(keys: QueueKeys, first: int, last: int, most_listed: int) -> Command:
@@ -225,8 +251,9 @@ def audit(keys: QueueKeys, first: int, last: int, most_listed: int) -> Command:
 
 
 def trim(keys: QueueKeys, retention_s: float) -> Command:
-    """Ended jobs whose retention is over leave the list of the ended. -> how many"""
-    return TRIM.call((keys.ended,), _ms(retention_s))
+    """Ended jobs whose retention is over leave the list of the ended, and RQ's. -> how many"""
+    registries = (f"{RQ}:{status}:{keys.queue_name(priority)}" for status in _RQ_ENDED for priority in PRIORITIES)
+    return TRIM.call((keys.ended, *registries), _ms(retention_s))
 
 
 @dataclass(frozen=True)

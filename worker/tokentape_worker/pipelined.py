@@ -7,10 +7,13 @@ trips and one connection, not 500 of each.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from tokentape.connection import AsyncServer, end_task
 from tokentape.scripts import Command
+
+#: Who shares one round trip at most: requests come back in it, and it must end before a silent server is given up.
+_MOST: Final = 64
 
 
 class Pipelined:
@@ -37,7 +40,7 @@ class Pipelined:
     async def _send(self) -> None:
         try:
             while self._waiting:
-                asked, self._waiting = self._waiting, []
+                asked, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
                 try:
                     replies = await self._server.run_all([command for commands, _ in asked for command in commands])
                 except Exception as error:  # noqa: BLE001  (each of those who wait judges it)

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from tokentape.connection import TRANSIENT, AsyncServer
+from tokentape.connection import TRANSIENT, AsyncServer, passing
 from tokentape.scripts import Command
 from tokentape.tape import EndData, Position, Tape, text_of
 
@@ -33,8 +33,6 @@ Verdict = Literal["overtaken", "ended", "gone", "lost", "full", "refused"]
 #: What one append carries at most: bounds how long the server is busy with one tape.
 _MOST_CHUNKS: Final = 512
 _MOST_BYTES: Final = 512 * 1024
-#: Replies that begin with these are passing trouble of the server, and refuse this command only.
-_PASSING: Final = ("LOADING", "READONLY", "BUSY", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED")
 
 
 class Track:
@@ -164,7 +162,7 @@ class Track:
             if now - self._full_since > self._publisher.storage_wait_s:
                 self._close("full")
             return False
-        if isinstance(error, TRANSIENT) or str(error).startswith(_PASSING):
+        if passing(error):
             return False
         self._close("refused")
         return True

@@ -14,6 +14,7 @@ delivery leaves by exactly one of ack, delay and putback; by none where this wor
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeVar, cast
@@ -23,6 +24,7 @@ from redis.exceptions import RedisError
 
 from tokentape.errors import CorruptTape
 from tokentape.job import ENTRYPOINT, EndStatus, ErrorInfo
+from tokentape.scripts import Command
 from tokentape.tape import EndData, Entry, QueuedData, Tape, decode_entry, text_of
 
 from .attempt import Attempt, Claim, Outcome, Services, through_outages
@@ -88,11 +90,14 @@ class Run:
         # Before the claim: waiting for a turn is no attempt.
         turn_s = await self._unless_stopped(lambda: self._services.limits.wait_for_turn(upstream))
         if turn_s:
-            await self._ledger.one(self._ownership.delay(self.job, turn_s))
+            # The reason stays: what the delivery before was lost to is counted by the claim.
+            await self._ledger.one(self._ownership.delay(self.job, turn_s, reason=self.job.reason))
             return
         reason, try_ = self.job.reason, 0
         while True:
-            reply = await self._unless_stopped(lambda r=reason, t=try_: self._claim(upstream, r, t))  # type: ignore[misc]
+            # One command for one attempt: repeated after a lost reply, it carries the same token.
+            claim = self._claim(upstream, reason, try_)
+            reply = await self._unless_stopped(functools.partial(self._ask_tape, claim))
             if text_of(reply[0]) != "run":
                 await self._without_attempt(reply)
                 return
@@ -177,21 +182,20 @@ class Run:
         (rows,) = await self._services.tapes.run([self._tape.last()])
         return decode_entry(self.job.job_id, rows[0]) if rows else None
 
-    async def _claim(self, upstream: str, reason: str, try_: int) -> list[Any]:
-        (reply,) = await self._services.tapes.run(
-            [
-                self._tape.claim(
-                    delivery=self.job.number,
-                    try_=try_,
-                    worker=self._ownership.worker,
-                    upstream=upstream,
-                    token=secrets.token_hex(8),
-                    reason=reason,
-                    budget=self._budget(upstream),
-                    retention_s=self._settings.retention_s,
-                )
-            ]
+    def _claim(self, upstream: str, reason: str, try_: int) -> Command:
+        return self._tape.claim(
+            delivery=self.job.number,
+            try_=try_,
+            worker=self._ownership.worker,
+            upstream=upstream,
+            token=secrets.token_hex(8),
+            reason=reason,
+            budget=self._budget(upstream),
+            retention_s=self._settings.retention_s,
         )
+
+    async def _ask_tape(self, command: Command) -> list[Any]:
+        (reply,) = await self._services.tapes.run([command])
         return list(reply)
 
     def _budget(self, upstream: str) -> int:

@@ -38,6 +38,7 @@ from rq.worker.base import BaseWorker, WorkerStatus
 
 from tokentape import tape
 from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async, end_task
+from tokentape.errors import RedisUnavailable
 from tokentape.job import PRIORITIES, ErrorInfo
 from tokentape.queue import QueueKeys
 from tokentape.settings import Settings
@@ -77,21 +78,26 @@ def new_worker_name() -> str:
 
 
 class Worker(BaseWorker):
-    """A tokentape worker. `Worker(settings).serve()` blocks until it is stopped, and returns the exit code."""
+    """A tokentape worker. `Worker(settings).serve()` blocks until it is stopped, and returns the exit code.
+
+    Raises RedisUnavailable where no server answers at the start; later outages are waited for.
+    """
 
     def __init__(self, settings: Settings, *, burst: bool = False) -> None:
         self.settings = settings
         self.burst = burst
         self.stops_asked = 0
         self.keys = QueueKeys(settings.namespace)
-        super().__init__(
-            [self.keys.queue_name(priority) for priority in PRIORITIES],
-            name=new_worker_name(),
-            # A client of its own: RQ sets the timeouts of its pool.
-            connection=connect(settings.redis_url),
-            serializer=JSONSerializer,
-            worker_ttl=_PRESENCE_TTL_S,
-        )
+        try:
+            super().__init__(
+                [self.keys.queue_name(priority) for priority in PRIORITIES],
+                name=new_worker_name(),
+                connection=connect(settings.redis_url),
+                serializer=JSONSerializer,
+                worker_ttl=_PRESENCE_TTL_S,
+            )
+        except TRANSIENT as error:  # RQ asks the server for its address
+            raise RedisUnavailable(f"Redis does not answer: {error}") from error
 
     def serve(self) -> int:
         """Work until stopped, or with `burst` until the queues are empty. -> 0"""
@@ -192,7 +198,8 @@ class _Service:
             self._services = Services(
                 self._settings, self._tapes, self._publisher, upstreams, Limits(self._settings, self._ledger)
             )
-            await self._join()
+            if not await self._join_unless_stopped():
+                return
             log.info("worker ready", worker=self._worker.name, concurrency=self._settings.concurrency,
                      queues=[self._keys.queue_name(priority) for priority in PRIORITIES],
                      upstreams=sorted(self._settings.upstreams))  # fmt: skip
@@ -389,15 +396,40 @@ class _Service:
         """Reaped: others run our jobs now. Drop everything, and begin again under a new name."""
         log.warning("worker was held for dead", worker=self._worker.name, streams=len(self._runs))
         self._stop_all("lost")
+        self._take_new_name()
+        self._spawn(self._rejoin())
+
+    def _take_new_name(self) -> None:
         self._worker.name = new_worker_name()
         self._ownership = Ownership(self._keys, self._worker.name)
         self._lease = self._new_lease()
-        self._spawn(self._rejoin())
+
+    async def _join_unless_stopped(self) -> bool:
+        """Join, however long the server is away. -> False where the worker was stopped first."""
+        joining = asyncio.create_task(self._join())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([joining, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not joining.done():
+                return False
+            joining.result()
+            return True
+        finally:
+            await end_task(joining, stopping)
 
     async def _rejoin(self) -> None:
-        await asyncio.to_thread(self._worker.unsubscribe)
-        await self._join()
-        log.info("worker ready", worker=self._worker.name)
+        """Join under the new name; without it this worker is of no use, so it is tried until it works."""
+        while not self._stopping.is_set():
+            try:
+                await asyncio.to_thread(self._worker.unsubscribe)
+                if await self._join_unless_stopped():
+                    log.info("worker ready", worker=self._worker.name)
+                return
+            except _TROUBLE as error:
+                log.warning("joining again failed, to be repeated", error=str(error))
+                await asyncio.sleep(self._settings.renewal_s)
+                self._lease.stop()
+                self._take_new_name()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -11,13 +11,15 @@ Each step is safe to repeat and safe beside other sweepers: the scripts decide, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import structlog
+from redis.exceptions import ResponseError
 from rq.defaults import RQ_KEY_PREFIX
 
-from tokentape.job import PRIORITIES, ErrorInfo, Priority
+from tokentape.job import PRIORITIES, EndStatus, ErrorInfo, Priority
 from tokentape.queue import QueueKeys
 from tokentape.scripts import Command
 from tokentape.settings import Settings
@@ -36,6 +38,9 @@ _MOST: Final = 500
 _MOST_LISTED: Final = 1000
 #: One in so many sweeps audits the open jobs.
 _AUDIT_EVERY: Final = 5
+
+#: What a script says of a key that holds no tape. It would say the same at every sweep.
+_NO_TAPE: Final = ("WRONGTYPE", "user_script:")
 
 _EXPIRED: Final = ErrorInfo(type="expired", message="the job's deadline passed", retryable=True)
 
@@ -81,20 +86,31 @@ class Sweeper:
         log.warning("worker reaped", dead=worker, jobs=moved)
         await self._ledger.run(*_unregister(self._keys, worker))
 
-    async def _settle(self, job_ids: list[str]) -> None:
-        """Open jobs whose time is past: expire, put back, or forget, as their tapes say."""
+    async def _settle(self, job_ids: list[str], *, astray: bool = False) -> None:
+        """Open jobs whose time is past, or that stand nowhere: expire, put back, or forget, as their tapes say."""
         namespace, retention_s = self._settings.namespace, self._settings.retention_s
-        replies = await self._tapes.run(
-            [Tape(namespace, job_id).settle("expired", _EXPIRED, retention_s, if_overdue=True) for job_id in job_ids]
-        )
+        settles = [
+            Tape(namespace, job_id).settle("expired", _EXPIRED, retention_s, if_overdue=True) for job_id in job_ids
+        ]
+        # One by one, in one round trip: a key that is no tape must not hold up the others.
+        replies = await asyncio.gather(*(self._tapes.run([settle]) for settle in settles), return_exceptions=True)
         commands: list[Command] = []
-        for job_id, reply in zip(job_ids, replies, strict=True):
+        for job_id, outcome in zip(job_ids, replies, strict=True):
+            if isinstance(outcome, BaseException):
+                if not isinstance(outcome, ResponseError) or not str(outcome).startswith(_NO_TAPE):
+                    raise outcome
+                log.error("job cannot be ended on its tape", job_id=job_id, error=str(outcome))
+                commands.append(own.forget(self._keys, job_id))
+                continue
+            (reply,) = outcome
             verdict = text_of(reply[0])
             if verdict == "early":
-                log.info("job put back: its end did not survive", job_id=job_id)
-                commands.append(own.reopen(self._keys, job_id, _priority(reply[2]), text_of(reply[1])))
+                log.info("job is not over on its tape", job_id=job_id)
+                deadline_at_ms = text_of(reply[1])
+                commands.append(own.reopen(self._keys, job_id, _priority(reply[2]), deadline_at_ms, astray=astray))
             else:
-                commands.append(own.forget(self._keys, job_id))
+                ended = _ended(verdict, reply)
+                commands.append(own.forget(self._keys, job_id, ended, keep_s=retention_s, astray=astray))
                 if verdict == "ok":
                     log.info("job expired", job_id=job_id)
         await self._ledger.run(*commands)
@@ -110,7 +126,7 @@ class Sweeper:
             self._audited = self._audited + looked_at if looked_at == _MOST else 0
         if not again:
             return
-        await self._settle(sorted(again))
+        await self._settle(sorted(again), astray=True)
 
 
 async def release(ledger: Ledger, ownership: Ownership, mode: str) -> int | None:
@@ -132,6 +148,13 @@ def _unregister(keys: QueueKeys, worker: str) -> list[Command]:
         ("SREM", f"{RQ_KEY_PREFIX}:workers:{keys.queue_name(priority)}", key) for priority in PRIORITIES
     ]
     return [("SREM", f"{RQ_KEY_PREFIX}:workers", key), *by_queue, ("DEL", key)]
+
+
+def _ended(verdict: str, reply: Sequence[Any]) -> tuple[EndStatus, Priority] | None:
+    """What a job ended with and where it was queued, as `settle` found or left it; None where no tape stands."""
+    if verdict == "ok":
+        return "expired", _priority(reply[1])
+    return (cast(EndStatus, text_of(reply[1])), _priority(reply[2])) if verdict == "ended" else None
 
 
 def _priority(value: Any) -> Priority:

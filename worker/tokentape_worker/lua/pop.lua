@@ -13,9 +13,11 @@ local function take(key, queue)
   while free > 0 do
     local id = redis.call('LPOP', key)
     if not id then return false end
+    -- RQ's ids are letters, digits, underscores and dashes; what is none names no job, and is dropped.
+    local named = string.find(id, '^[%w_-]+$')
     -- An id whose owner stands in the leases, fresh or not, is a duplicate: only the reaper takes over.
     local owner = owner_of(KEYS[2], id)
-    if not owner or not redis.call('ZSCORE', KEYS[1], owner) then
+    if named and (not owner or not redis.call('ZSCORE', KEYS[1], owner)) then
       local before = redis.call('HGET', KEYS[3], id)
       local delivery = text(math.max(now, tonumber(before or '0') + 1))
       redis.call('HSET', KEYS[3], id, delivery)

@@ -1,8 +1,9 @@
--- reopen(id, deadline_at_ms, now as RQ writes it): back to the front of the queue, where nobody owns it.
+-- reopen(id, deadline_at_ms, now as RQ writes it, astray 1 | 0): back to the front of the queue, where nobody owns it.
 -- KEYS: owners, open, ended, reasons, lost, queue, suspects, RQ job, RQ's registries of ended jobs x 3, bell. -> 1 | 0
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
+-- Neither acknowledged nor seen to stand nowhere: it waits in its queue, and only the tapes' clock is behind ours.
+if redis.call('ZREM', KEYS[3], ARGV[1]) == 0 and ARGV[4] ~= '1' then return 0 end
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 0 end
 redis.call('HSETNX', KEYS[4], ARGV[1], 'drained')
 local suspect = tonumber(redis.call('HGET', KEYS[5], ARGV[1]) or '0') >= 2
