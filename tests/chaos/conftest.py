@@ -1,4 +1,4 @@
-"""Workers to be killed: processes forked from one that has everything imported, so that a hundred of them start soon."""
+"""Workers to be killed: processes forked from one that has everything imported, so that a hundred start soon."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import redis
-from tokentape_worker.service import Worker
 
 from tests.service.conftest import Stack, body, wait_until
 from tokentape import Client, Settings
 from tokentape.embedded import EmbeddedServer
 from tokentape.simulator import SimulatorThread, expected_text
 from tokentape.tape import Tape
+from tokentape_worker.service import Worker
 
 __all__ = ["Stage", "body", "wait_until"]
 

@@ -1,13 +1,14 @@
-"""SIGKILL just before and just after every Redis command of a job's life: another worker brings it to its one right end.
+"""SIGKILL just before and just after every Redis command of a job's life: another worker brings it to its right end.
 
-How many commands there are is counted in a run without a kill; the clock of leases and sweeps moves some of them, so the
-numbers name moments rather than commands, and a kill that comes after the job's end is one too. `script/test` takes every
-few of them, `TOKENTAPE_TEST_CRASHES=all` takes each.
+How many commands there are is counted in a run without a kill; the clock of leases and sweeps moves some of them, so
+the numbers name moments rather than commands, and a kill that comes after the job's end is one too. `script/test`
+takes every few of them, `TOKENTAPE_TEST_CRASHES=all` takes each.
 """
 
 from __future__ import annotations
 
 import os
+from multiprocessing.process import BaseProcess
 
 import pytest
 import redis
@@ -42,9 +43,9 @@ def test_a_life_has_no_more_commands_than_are_tried(stage: Stage, redis_client: 
 def test_a_worker_killed_at_any_command(stage: Stage, redis_client: redis.Redis, number: int, when: When) -> None:
     with Proxy(stage.stack.server.url) as proxy:
         job = stage.client.submit(**REQUEST)
-        victim_is_there = []
-        proxy.strike(number, when, lambda: stage.kill(victim_is_there[0]))
-        victim_is_there.append(stage.worker(redis_url=proxy.url))
+        victim: list[BaseProcess] = []
+        proxy.strike(number, when, lambda: stage.kill(victim[0]))
+        victim.append(stage.worker(redis_url=proxy.url))
         proxy.struck.wait(timeout=30)
 
         stage.worker()
@@ -63,7 +64,7 @@ def test_a_recovering_worker_killed_at_any_command(
     wait_until(lambda: stage.client.status(job.id).attempts == 1)
     stage.kill(first)
     with Proxy(stage.stack.server.url) as proxy:
-        recoverer = []
+        recoverer: list[BaseProcess] = []
         proxy.strike(number, when, lambda: stage.kill(recoverer[0]))
         recoverer.append(stage.worker(redis_url=proxy.url))
         proxy.struck.wait(timeout=30)
@@ -83,7 +84,7 @@ def test_a_submitting_client_killed_at_any_command(
     stage: Stage, redis_client: redis.Redis, number: int, when: When
 ) -> None:
     with Proxy(stage.stack.server.url) as proxy:
-        submitter = []
+        submitter: list[BaseProcess] = []
         proxy.strike(number, when, lambda: stage.kill(submitter[0]))
         submitter.append(stage.caller(submit, redis_url=proxy.url))
         wait_until(lambda: proxy.struck.is_set() or not submitter[0].is_alive())
@@ -95,10 +96,6 @@ def test_a_submitting_client_killed_at_any_command(
     assert job.status().attempts == 1
 
 
-def cancel(client: Client) -> None:
-    client.cancel(os.environ["TOKENTAPE_TEST_JOB"])
-
-
 @pytest.mark.parametrize("number", range(1, 9))
 @sides
 def test_a_cancelling_client_killed_at_any_command(stage: Stage, number: int, when: When) -> None:
@@ -106,7 +103,7 @@ def test_a_cancelling_client_killed_at_any_command(stage: Stage, number: int, wh
     stage.worker()
     wait_until(lambda: stage.client.status(job.id).attempts == 1)
     with Proxy(stage.stack.server.url) as proxy:
-        canceller = []
+        canceller: list[BaseProcess] = []
         proxy.strike(number, when, lambda: stage.kill(canceller[0]))
         canceller.append(stage.caller(Cancel(job.id), redis_url=proxy.url))
         wait_until(lambda: proxy.struck.is_set() or not canceller[0].is_alive())

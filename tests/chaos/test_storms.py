@@ -219,7 +219,7 @@ class Failover(Proxy):
 
     def switch(self, server_url: str) -> None:
         other = Proxy(server_url)
-        self._server = other._server  # noqa: SLF001
+        self._server = other._server
         other.__exit__()
         self.cut()
 
