@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokentape import Job
 from tokentape.embedded import EmbeddedServer
 from tokentape.simulator import SimulatorThread, expected_text
 
-from .conftest import ForkServerContext, Stage, body, wait_until
+from .conftest import Stage, body, wait_until
 from .proxy import Proxy
 
 
