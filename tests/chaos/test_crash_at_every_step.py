@@ -20,7 +20,7 @@ from .proxy import Proxy, When
 
 #: Commands from a worker's first to a job's acknowledgement, with room: counted by the first test below.
 LIFE = 96
-STEP = 1 if os.environ.get("TOKENTAPE_TEST_CRASHES") == "all" else 12
+STEP = 1 if os.environ.get("TOKENTAPE_TEST_CRASHES") == "all" else 19
 REQUEST = body("crash", chunks=6, interval_ms=2)
 
 moments = pytest.mark.parametrize("number", range(1, LIFE + 1, STEP))
