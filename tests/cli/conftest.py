@@ -92,7 +92,7 @@ def settings_of(environment: Environment) -> Settings:
 
 
 @pytest.fixture
-def client(environment: Environment, worker: None) -> Iterator[Client]:  # noqa: ARG001 - is there, and no more
+def client(environment: Environment, worker: None) -> Iterator[Client]:
     """A client of the namespace that has a worker."""
     with Client(settings=settings_of(environment)) as client:
         yield client

@@ -69,7 +69,7 @@ def long_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def patient(desk: Desk, long_blocks: None) -> Iterator[Desk]:  # noqa: ARG001  (before the client is made)
+def patient(desk: Desk, long_blocks: None) -> Iterator[Desk]:
     """A desk whose client was made with those reads."""
     with redis.Redis.from_url(desk.settings.redis_url) as connection:
         original, desk.client = desk.client, Client(connection=connection, settings=desk.settings)

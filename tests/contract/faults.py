@@ -23,6 +23,7 @@ FAULTS: Final[dict[str, int]] = {
     "lost": 0,
     "late": 0,
     "jump": 0,
+    "clock goes back": 2,
     "duplicate": 2,
     "cancel": 1,
     "resubmit": 1,
@@ -188,6 +189,12 @@ class Faults:
     def _full(self) -> None:
         self._spend("full")
         self._world.refuse_append = 1
+
+    def _clock_goes_back(self) -> None:
+        """NTP, or a failover to a machine that is behind."""
+        self._spend("clock goes back")
+        self._world.now_ms -= self._rng.choice((50, 1_000, 4_000))
+        self._world.note("servers", "CLOCK GOES BACK")
 
     def _outage(self) -> None:
         """Half a minute without servers. Everybody who waits for one learns that the connection broke."""
