@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ import redis
 from tokentape.embedded import EmbeddedServer
 
 TEST_VARIABLES = "TOKENTAPE_TEST_"
+
+# Started in the background, as by some runners, a process ignores Ctrl-C and so do all that it starts: the tests that
+# press it need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "tokentape",

@@ -65,7 +65,7 @@ def assert_exact(requests: list[dict[str, Any]], jobs: list[Job]) -> None:
 
 
 def test_a_worker_killed_with_two_hundred_streams_under_way(stage: Stage) -> None:
-    requests, jobs = submitted(stage, 200, chunks=100, interval_ms=10)
+    requests, jobs = submitted(stage, 200, chunks=500, interval_ms=10)
     victim = stage.worker()
     wait_streaming(stage, jobs)
 

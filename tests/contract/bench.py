@@ -187,8 +187,8 @@ class QueueBench:
     def promote(self, job_id: str, priority: Priority = "default") -> Any:
         return self.bench.ask(own.promote(self.keys, job_id, priority))
 
-    def reopen(self, job_id: str, priority: Priority = "default", *, deadline_at_ms: int = 9_999_999_999_999) -> Any:
-        return self.bench.ask(own.reopen(self.keys, job_id, priority, str(deadline_at_ms)))
+    def reopen(self, job_id: str, *, deadline_at_ms: int = 9_999_999_999_999, astray: bool = False) -> Any:
+        return self.bench.ask(own.reopen(self.keys, job_id, "default", str(deadline_at_ms), astray=astray))
 
     def forget(self, job_id: str) -> Any:
         return self.bench.ask(own.forget(self.keys, job_id))

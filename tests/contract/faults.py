@@ -222,6 +222,7 @@ class Faults:
         elif self._rng.random() < 0.6:
             self._snapshot = None
             self._spend(name)
+            world.happened["roll-back"] += 1
             for where, dump in dumps.items():
                 world.roll_back(where, dump)
             world.note("servers", f"ROLLED BACK: {', '.join(servers)}")

@@ -20,7 +20,7 @@ _RQ_STATUS: Final[dict[EndStatus, str]] = {
     "cancelled": "canceled",
 }
 #: What may rightly spend an attempt.
-_SPENDS: Final = ("crash", "reaped", "break", "refuse", "lost pop", "passed over", "stumble")
+_SPENDS: Final = ("crash", "reaped", "break", "refuse", "lost pop", "passed over", "stumble", "roll-back")
 
 
 def at_rest(world: World) -> bool:

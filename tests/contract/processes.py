@@ -328,7 +328,9 @@ class Worker:
         for job_id, reply in zip(job_ids, replies, strict=True):
             verdict, *rest = [text_of(part) for part in reply]
             if verdict == "early":
-                yield from surely("queue", own.reopen(world.keys, job_id, cast(Priority, rest[1]), rest[0]))
+                yield from surely(
+                    "queue", own.reopen(world.keys, job_id, cast(Priority, rest[1]), rest[0], astray=astray)
+                )
                 continue
             ended = ("expired", *rest) if verdict == "ok" else tuple(rest) or None
             forget = own.forget(
@@ -336,6 +338,7 @@ class Worker:
                 job_id,
                 cast(tuple[EndStatus, Priority] | None, ended),
                 keep_s=_RETENTION_S,
+                watch_s=_SETTLE_S if verdict == "ok" else 0.0,
                 astray=astray,
             )
             yield from surely("queue", forget)

@@ -626,7 +626,7 @@ def test_a_suspect_that_is_reopened_stays_a_suspect(queue_side: QueueBench, enqu
     lose(queue_side, 2)
     queue_side.bench.client.delete(queue_side.keys.suspects("default"))  # it went astray
 
-    assert queue_side.reopen(enqueued) == 1
+    assert queue_side.reopen(enqueued, astray=True) == 1
 
     assert (queue_side.waiting(), queue_side.suspects()) == ([], [enqueued])
 
@@ -821,13 +821,13 @@ def test_reopen_puts_a_job_whose_end_was_lost_back_to_the_front(
 
 
 def test_reopen_leaves_a_job_that_somebody_owns(queue_side: QueueBench, popped: Delivery) -> None:
-    assert queue_side.reopen(popped.job_id) == 0
+    assert queue_side.reopen(popped.job_id, astray=True) == 0
 
     assert queue_side.waiting() == []
 
 
 def test_reopen_leaves_a_job_that_is_not_open(queue_side: QueueBench) -> None:
-    assert queue_side.reopen(new_job_id()) == 0
+    assert queue_side.reopen(new_job_id(), astray=True) == 0
 
     assert queue_side.waiting() == []
 
@@ -838,9 +838,32 @@ def test_reopen_keeps_the_reason_that_stands(
     worker.die()
     queue_side.bench.client.delete(queue_side.keys.queue("default"))
 
-    queue_side.reopen(popped.job_id)
+    queue_side.reopen(popped.job_id, astray=True)
 
     assert other.pop_one().reason == "worker_lost"
+
+
+def test_reopen_leaves_a_job_that_waits_and_takes_the_deadline_of_the_tape(
+    queue_side: QueueBench, enqueued: str
+) -> None:
+    """The tapes' server has another clock: to the queue's, the job was overdue."""
+    assert queue_side.reopen(enqueued, deadline_at_ms=1_999_999_999_999) == 0
+
+    assert queue_side.waiting() == [enqueued]
+    assert queue_side.open_until_ms(enqueued) == 1_999_999_999_999
+
+
+def test_an_end_that_was_written_only_now_is_watched_first(queue_side: QueueBench) -> None:
+    job_id = new_job_id()
+    queue_side.enqueue(job_id, deadline_at_ms=1)
+    before = queue_side.bench.now_ms()
+
+    queue_side.bench.ask(own.forget(queue_side.keys, job_id, ("expired", "default"), keep_s=60, watch_s=10))
+
+    until = queue_side.open_until_ms(job_id)
+    assert until is not None
+    assert before + 10_000 <= until <= queue_side.bench.now_ms() + 10_000
+    assert queue_side.forget(job_id) == 0
 
 
 def test_a_job_that_went_astray_is_forgotten_before_its_time(queue_side: QueueBench, enqueued: str) -> None:

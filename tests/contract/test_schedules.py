@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -34,9 +35,9 @@ SEEDS_TO_SHOW = 400
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedServer]:
+def server(server_binary: Path | None) -> Iterator[EmbeddedServer]:
     """A server of our own: worlds flush it."""
-    with EmbeddedServer(unix_socket=True) as running:
+    with EmbeddedServer(unix_socket=True, binary=server_binary) as running:
         yield running
 
 
@@ -48,6 +49,7 @@ def wire(server: EmbeddedServer) -> Iterator[Wire]:
     wire.close()
 
 
+@pytest.mark.server_contract
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_job_comes_to_its_one_right_end(wire: Wire, part: int) -> None:

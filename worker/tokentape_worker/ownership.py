@@ -227,12 +227,14 @@ def forget(
     ended: tuple[EndStatus, Priority] | None = None,
     *,
     keep_s: float = 0.0,
+    watch_s: float = 0.0,
     astray: bool = False,
 ) -> Command:
     """A job whose end was seen to stand leaves the open jobs. Safe to repeat. -> 1 | 0
 
-    `ended` is what its tape says, for RQ's record, which is kept for `keep_s`; None where no tape stands. `astray`: no
-    queue holds the job and nobody owns it, so that its time need not be waited for.
+    `ended` is what its tape says, for RQ's record, which is kept for `keep_s`; None where no tape stands. `watch_s`:
+    the end was written only now, and is looked at again after so long. `astray`: no queue holds the job and nobody owns
+    it, so that its time need not be waited for.
     """
     status, priority = ended or ("expired", "default")
     rq_status, _ = _RQ_STATUS[status]
@@ -240,7 +242,7 @@ def forget(
     fixed = (keys.open, keys.ended, keys.owners, keys.deliveries, keys.reasons, keys.lost, keys.delayed(priority))
     others = (f"{RQ}:{other}:{name}" for other in _RQ_ENDED if other != rq_status)
     record = (rq_job_key(job_id), f"{RQ}:scheduled:{name}", f"{RQ}:{rq_status}:{name}", *others)
-    args = (job_id, int(astray), rq_status if ended else "", rq_time(), int(keep_s))
+    args = (job_id, int(astray), rq_status if ended else "", rq_time(), int(keep_s), _ms(watch_s))
     return FORGET.call((*fixed, *record), *args)
 
 

@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
@@ -449,8 +450,15 @@ class _Service:
         if self._signals == 1:
             log.info("worker stops", streams=len(self._runs), grace_s=self._settings.grace_s)
             self._stopping.set()
+            self._spawn(self._tell_of_stop())
         else:
             self._at_once.set()
+
+    async def _tell_of_stop(self) -> None:
+        """RQ's record of the worker says since when it stops."""
+        self._worker._shutdown_requested_date = datetime.now(UTC)  # noqa: SLF001  (RQ's name for it)
+        with suppress(*_TROUBLE):
+            await asyncio.to_thread(self._worker.set_shutdown_requested_date)
 
     async def _drain(self) -> None:
         """Let streams finish, put the rest back, leave."""

@@ -110,7 +110,10 @@ class Sweeper:
                 commands.append(own.reopen(self._keys, job_id, _priority(reply[2]), deadline_at_ms, astray=astray))
             else:
                 ended = _ended(verdict, reply)
-                commands.append(own.forget(self._keys, job_id, ended, keep_s=retention_s, astray=astray))
+                # An end that was written only now can be lost to a failover like any other.
+                watch_s = self._settings.settle_s if verdict == "ok" else 0.0
+                forget = own.forget(self._keys, job_id, ended, keep_s=retention_s, watch_s=watch_s, astray=astray)
+                commands.append(forget)
                 if verdict == "ok":
                     log.info("job expired", job_id=job_id)
         await self._ledger.run(*commands)
