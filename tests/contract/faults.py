@@ -7,10 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from tests.contract import processes
+from tests.contract import clients
 from tests.contract.bench import chat_job
 from tests.contract.invariants import at_rest, check, has_ended
-from tests.contract.processes import Worker, start_worker
+from tests.contract.workers import Worker, run_stock, start_worker
 from tests.contract.world import Dump, Fate, Lost, Violation, Where, Wire, World
 from tokentape.job import ChatJob
 from tokentape.operations import Ask
@@ -168,21 +168,21 @@ class Faults:
     def _stock(self) -> None:
         self._spend("stock")
         dies = self._rng.random() < 0.25
-        self._world.spawn("stock", processes.run_stock(self._world, dies_with_the_id=dies))
+        self._world.spawn("stock", run_stock(self._world, dies_with_the_id=dies))
 
     # ---- clients and dashboards
 
     def _duplicate(self) -> None:
         self._spend("duplicate")
-        self._world.spawn("dashboard", processes.duplicate(self._world, self._rng.choice(self._jobs)))
+        self._world.spawn("dashboard", clients.duplicate(self._world, self._rng.choice(self._jobs)))
 
     def _cancel(self) -> None:
         self._spend("cancel")
-        self._world.spawn("canceller", processes.cancel(self._world, self._any_job()))
+        self._world.spawn("canceller", clients.cancel(self._world, self._any_job()))
 
     def _resubmit(self) -> None:
         self._spend("resubmit")
-        self._world.spawn("client again", processes.submit(self._world, self._rng.choice(self._jobs)))
+        self._world.spawn("client again", clients.submit(self._world, self._rng.choice(self._jobs)))
 
     # ---- servers
 
@@ -260,8 +260,8 @@ def run(
     troubles.plan_upstream()
     try:
         for job in jobs:
-            world.spawn("client", processes.submit(world, job, after_ms=rng.choice((0, 0, 500, 3_000))))
-            world.spawn(f"reader {job.id}", processes.read(world, job.id))
+            world.spawn("client", clients.submit(world, job, after_ms=rng.choice((0, 0, 500, 3_000))))
+            world.spawn(f"reader {job.id}", clients.read(world, job.id))
         for _ in range(rng.choice((1, 2, 3, 3))):
             start_worker(world, rng.choice((1, 2)))
         _trouble(world, troubles, steps=rng.randint(40, 400))

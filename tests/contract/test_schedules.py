@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from tests.contract import faults
 from tests.contract.bench import chat_job
+from tests.contract.clients import read, submit
 from tests.contract.faults import FAULTS, come_to_rest
 from tests.contract.invariants import check
-from tests.contract.processes import read, start_worker, submit
+from tests.contract.workers import start_worker
 from tests.contract.world import LEASE_MS, Ablation, Wire, World
 from tokentape import tape
 from tokentape.embedded import EmbeddedServer

@@ -5,7 +5,8 @@ time (`Pause`). The world decides who goes next, and what becomes of a command: 
 lost, or it arrives late, when its sender has long given it up. The scripts are the product's; only their clock is
 replaced, by a key that the world sets, so that seconds cost nothing and a seed gives the same run again.
 
-`processes.py` has the processes, `faults.py` what goes wrong, `invariants.py` what must hold at the end.
+`clients.py`, `workers.py` and `runs.py` have the processes, `faults.py` what goes wrong, `invariants.py` what must hold
+at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tokentape.tape import Tape
 from tokentape_worker import ownership
 
 if TYPE_CHECKING:
-    from tests.contract.processes import Worker
+    from tests.contract.workers import Worker
 
 T = TypeVar("T")
 Dump = list[tuple[bytes, int, bytes]]

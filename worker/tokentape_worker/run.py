@@ -53,6 +53,7 @@ class Run:
         self._ownership = ownership
         self._tape = Tape(services.settings.namespace, job.job_id)
         self._stopped: Stop | None = None
+        self._claimed = False
         self._waiting: asyncio.Future[Any] | None = None
         self._attempt: Attempt | None = None
         self._log = log.bind(job_id=job.job_id, delivery=job.number)
@@ -101,6 +102,7 @@ class Run:
             if text_of(reply[0]) != "run":
                 await self._without_attempt(reply)
                 return
+            self._claimed = True
             outcome = await self._run_attempt(self._granted(reply, head, upstream), ours)
             if outcome.kind != "again":
                 await self._leave(outcome)
@@ -145,7 +147,9 @@ class Run:
         if self._stopped == "lost":
             return
         if self._stopped == "drain":
-            await self._ledger.one(self._ownership.putback(self.job, "drained"))
+            # Without a claim the reason stays: what the delivery before was lost to is counted by the next one.
+            reason = "drained" if self._claimed else self.job.reason
+            await self._ledger.one(self._ownership.putback(self.job, reason))
             self._log.info("job put back")
             return
         # Fenced. Where the tape has ended, RQ's record is to say so; where not, a newer attempt has an owner who will.
