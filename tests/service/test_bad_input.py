@@ -15,6 +15,7 @@ from rq.serializers import DefaultSerializer, JSONSerializer
 from tokentape import Client, CorruptTape, InvalidRequest, JobFailed, RedisUnavailable, Settings
 from tokentape.job import MAX_REQUEST_BYTES, parse_request
 from tokentape.tape import Tape
+from tokentape_worker import service
 
 from .conftest import Stack, body, wait_until
 
@@ -105,6 +106,20 @@ def test_an_upstream_that_only_the_workers_know_is_accepted(stack: Stack) -> Non
 
     assert job.result().choices
     assert job.status().upstream == "second"
+
+
+def test_a_worker_goes_on_announcing_what_it_serves(
+    stack: Stack, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_PRESENCE_S", 0.05)
+    stack.worker()
+    key = f"{stack.namespace}:upstreams"
+    wait_until(lambda: redis_client.hexists(key, "default"))
+
+    redis_client.delete(key)  # as its expiry does
+
+    wait_until(lambda: redis_client.hexists(key, "default"))
+    assert redis_client.ttl(key) > 0
 
 
 def test_a_model_that_no_upstream_serves_fails_the_job(stack: Stack) -> None:

@@ -360,6 +360,7 @@ class _Service:
 
     def _beat(self, busy: bool) -> None:
         self._worker.heartbeat(_PRESENCE_TTL_S)
+        self._announce()
         state = WorkerStatus.BUSY if busy else WorkerStatus.IDLE
         if self._worker.get_state() != state:
             self._worker.set_state(state)
@@ -385,6 +386,10 @@ class _Service:
         self._worker.register_birth()  # type: ignore[no-untyped-call]
         self._worker.subscribe()  # type: ignore[no-untyped-call]
         self._worker.set_state(WorkerStatus.IDLE)
+        self._announce()
+
+    def _announce(self) -> None:
+        """What this worker's upstreams serve. Clients without a configuration refuse what nobody announces."""
         served: dict[Any, Any] = {
             name: json.dumps({"models": upstream.models, "dialect": upstream.dialect, "seen_at": int(time.time())})
             for name, upstream in self._settings.upstreams.items()
