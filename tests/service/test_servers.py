@@ -118,6 +118,17 @@ def test_rqs_own_tools_see_what_goes_on(stack: Stack, redis_client: redis.Redis)
     assert "invalid_request" in str(result.exc_string)
 
 
+def test_rqs_sweeps_come_after_the_longest_deadline(stack: Stack, redis_client: redis.Redis) -> None:
+    client = stack.client()
+    job = client.submit(**body("for weeks", chunks=100_000, interval_ms=10), timeout_s=29 * 86_400)
+
+    stack.worker()
+
+    ((_, due),) = wait_until(lambda: redis_client.zrange(f"rq:wip:{stack.namespace}-default", 0, -1, withscores=True))
+    assert due > job.status().deadline_at
+    job.cancel()
+
+
 def test_a_stock_rq_worker_can_run_our_jobs(stack: Stack, redis_client: redis.Redis) -> None:
     client = stack.client()
     jobs = [client.submit(**body(f"stock {n}")) for n in range(3)]

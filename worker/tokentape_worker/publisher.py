@@ -57,11 +57,6 @@ class Track:
         self._full_since: float | None = None
         self._abandoned = False
 
-    @property
-    def next_seq(self) -> int:
-        """Where the next chunk would stand."""
-        return self._first + len(self._pending)
-
     def put(self, chunks: Sequence[bytes]) -> None:
         """Publish chunks soon, in order. Await `publisher.room()` between calls."""
         if self.verdict is None:

@@ -23,7 +23,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tokentape.errors import CorruptTape
-from tokentape.job import ENTRYPOINT, EndStatus, ErrorInfo
+from tokentape.job import ENTRYPOINT, MAX_TIMEOUT_S, EndStatus, ErrorInfo
 from tokentape.scripts import Command
 from tokentape.tape import EndData, Entry, QueuedData, Tape, decode_entry, text_of
 
@@ -38,7 +38,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("tokentape.worker")
 #: Why a run is stopped: put the job back; somebody else has it, or it has ended; this worker's name is dead.
 Stop = Literal["drain", "fenced", "lost"]
 
-#: RQ's books hold a running job for this long beyond its deadline, so that RQ's own sweeps come after ours.
+#: RQ's books hold a running job for this long beyond any deadline, so that RQ's own sweeps come after ours.
 _RQ_MARGIN_S: Final = 3600.0
 
 
@@ -78,7 +78,7 @@ class Run:
             await self._give_up(type(error).__name__)
 
     async def _execute(self) -> None:
-        start = self._ownership.start(self.job, self._settings.expiry_margin_s + _RQ_MARGIN_S)
+        start = self._ownership.start(self.job, MAX_TIMEOUT_S + _RQ_MARGIN_S)
         started = await self._ledger.one(start)
         if not int(started[0]):
             return  # overtaken between pop and here
