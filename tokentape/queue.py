@@ -13,7 +13,7 @@ Ours, on the same server, decide who runs what (prefix: the namespace):
     :deliveries            hash   job id -> the number of its last delivery; only grows
     :reasons               hash   job id -> why it stands in a queue again (drained, wait; absent: worker_lost)
     :lost                  hash   job id -> how many workers died with it
-    :suspects:PRIORITY     list   jobs that two workers died with; run one per worker
+    :suspects:PRIORITY     list   jobs that two workers died with; run few per worker, the last attempt alone
     :delayed:PRIORITY      zset   job id -> when to try again, ms
     :open                  zset   job id -> its deadline, ms; once acknowledged, when it was, plus settle_s
     :ended                 zset   job id -> when it ended, ms; trimmed with the retention

@@ -66,6 +66,7 @@ class Count:
     attempts_restarted: int = 0
     recoveries: int = 0
     median_recovery_s: float = 0.0
+    p99_recovery_s: float = 0.0
     slowest_recovery_s: float = 0.0
     slowest_recovery_with_outage_s: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
@@ -252,6 +253,8 @@ class Soak:
         with_outage = [seconds for seconds, outage in self._recoveries if outage]
         self.count.recoveries = len(self._recoveries)
         self.count.median_recovery_s = round(statistics.median(plain), 2) if plain else 0.0
+        if len(plain) > 1:
+            self.count.p99_recovery_s = round(statistics.quantiles(plain, n=100)[98], 2)
         self.count.slowest_recovery_s = round(max(plain, default=0.0), 2)
         self.count.slowest_recovery_with_outage_s = round(max(with_outage, default=0.0), 2)
         return self.count

@@ -221,8 +221,8 @@ class WorkerBench:
         """Let the lease run out now, as if its time had passed."""
         self.bench.client.zadd(self.ownership.keys.leases, {self.name: 1})
 
-    def pop(self, most: int = 10) -> list[Delivery]:
-        deliveries = own.deliveries(self.bench.ask(self.ownership.pop(most)))
+    def pop(self, most: int = 10, *, alone_after: int = 2) -> list[Delivery]:
+        deliveries = own.deliveries(self.bench.ask(self.ownership.pop(most, alone_after=alone_after)))
         assert deliveries is not None, "the lease is not live"
         return deliveries
 

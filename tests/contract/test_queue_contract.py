@@ -563,10 +563,10 @@ def test_reap_puts_each_job_into_the_queue_that_it_came_from(queue_side: QueueBe
 
 
 def lose(queue_side: QueueBench, times: int) -> None:
-    """Let workers pop everything and die, so many times in a row; suspects they get one each."""
+    """Let workers pop everything and die, so many times in a row."""
     for number in range(times):
         victim = queue_side.worker(f"victim{number}-{new_job_id()}")
-        victim.pop(100)
+        victim.pop(100, alone_after=100)
         victim.die()
 
 
@@ -579,7 +579,7 @@ def test_a_job_that_two_workers_died_with_is_a_suspect(queue_side: QueueBench, e
     assert (queue_side.waiting(), queue_side.suspects()) == ([], [enqueued])
 
 
-def test_a_worker_runs_one_suspect_at_a_time(queue_side: QueueBench) -> None:
+def test_a_worker_runs_one_suspect_at_a_time_on_its_last_attempt(queue_side: QueueBench) -> None:
     suspects = [new_job_id() for _ in range(3)]
     for job_id in suspects:
         queue_side.enqueue(job_id)
@@ -603,6 +603,54 @@ def test_a_worker_that_is_done_with_a_suspect_takes_the_next(queue_side: QueueBe
     worker.ack(worker.pop_one())
 
     assert worker.pop_one().job_id == suspects[1]
+
+
+@pytest.mark.parametrize(("times", "room"), [(2, 32), (3, 16), (4, 8), (6, 2), (7, 1), (9, 1)])
+def test_with_attempts_left_suspects_run_in_groups_that_halve_with_each_loss(
+    queue_side: QueueBench, times: int, room: int
+) -> None:
+    suspects = [new_job_id() for _ in range(room + 1)]
+    for job_id in suspects:
+        queue_side.enqueue(job_id)
+        queue_side.bench.client.hset(queue_side.keys.lost, job_id, times - 1)
+    lose(queue_side, 1)
+    worker, other = queue_side.worker("w1"), queue_side.worker("w2")
+
+    first = worker.pop(100, alone_after=100)
+    second = other.pop(100, alone_after=100)
+
+    assert [job.job_id for job in first] == suspects[:room]
+    assert [job.job_id for job in second] == suspects[room:]
+
+
+def test_a_suspect_on_its_last_attempt_does_not_join_others_and_is_not_overtaken(queue_side: QueueBench) -> None:
+    early, last, later = (new_job_id() for _ in range(3))
+    for job_id, times in ((early, 2), (last, 4), (later, 2)):
+        queue_side.bench.client.rpush(queue_side.keys.suspects("default"), job_id)
+        queue_side.bench.client.hset(queue_side.keys.lost, job_id, times)
+    worker = queue_side.worker("w1")
+
+    (first,) = worker.pop(alone_after=4)
+    beside = worker.pop(alone_after=4)
+    worker.ack(first)
+    (second,) = worker.pop(alone_after=4)
+
+    assert [first.job_id, beside, second.job_id] == [early, [], last]
+
+
+@pytest.mark.parametrize("leave", ["ack", "delay"])
+def test_a_suspect_that_leaves_its_worker_rings_the_bell(queue_side: QueueBench, enqueued: str, leave: str) -> None:
+    lose(queue_side, 2)
+    worker = queue_side.worker("w1")
+    delivery = worker.pop_one()
+    before = queue_side.bench.client.xrevrange(queue_side.keys.bell, count=1)
+
+    if leave == "ack":
+        worker.ack(delivery)
+    else:
+        worker.delay(delivery, 60)
+
+    assert queue_side.bench.client.xrevrange(queue_side.keys.bell, count=1) != before
 
 
 @pytest.mark.parametrize("back", ["putback", "delay", "leave"])

@@ -120,7 +120,7 @@ ABLATIONS: dict[str, tuple[list[Ablation], list[str]]] = {
         ["drain", "late"],
     ),
     "pop only what nobody owns": (
-        [Ablation(own.POP, "(not owner or not redis.call('ZSCORE', KEYS[1], owner))", "true")],
+        [Ablation(own.POP, "if owner and redis.call('ZSCORE', KEYS[1], owner) then return false end")],
         ["duplicate"],
     ),
     "start only what one owns": (

@@ -109,11 +109,14 @@ class Ownership:
 
     # ---- one job
 
-    def pop(self, most: int) -> Command:
-        """-> see `deliveries`. After a reply that was lost, `mine` says what came of it."""
+    def pop(self, most: int, *, alone_after: int = 2) -> Command:
+        """-> see `deliveries`. After a reply that was lost, `mine` says what came of it.
+
+        A job that `alone_after` workers died with stands beside no other suspect; one with fewer losses beside a few.
+        """
         keys = self.keys
         fixed = (keys.leases, keys.owners, keys.deliveries, keys.reasons, keys.lost, self.list_key)
-        return POP.call((*fixed, *keys.all_suspects, *keys.queues), self.worker, most)
+        return POP.call((*fixed, *keys.all_suspects, *keys.queues), self.worker, most, alone_after)
 
     def mine(self) -> Command:
         """-> see `owned`."""
@@ -136,9 +139,9 @@ class Ownership:
         keys = self.keys
         fixed = (keys.owners, self.list_key, keys.reasons, keys.open, keys.ended)
         others = (f"{RQ}:{other}:{name}" for other in _RQ_ENDED if other != rq_status)
-        rest = (f"{RQ}:{rq_status}:{name}", *others, Result.get_key(job.job_id), f"{RQ}:worker:{self.worker}")
+        ended = (f"{RQ}:{rq_status}:{name}", *others, Result.get_key(job.job_id), f"{RQ}:worker:{self.worker}")
         return ACK.call(
-            (*fixed, *self._record(job), *rest),
+            (*fixed, *self._record(job), *ended, keys.lost, keys.bell),
             *(self.worker, job.job_id, job.number, _ms(settle_s), rq_status, rq_time(), int(keep_s), counter),
             *self._rq_result(job, status, error),
         )
@@ -163,7 +166,7 @@ class Ownership:
         fixed = (keys.owners, self.list_key, keys.reasons, keys.delayed(job.priority))
         scheduled = f"{RQ}:scheduled:{keys.queue_name(job.priority)}"
         args = (self.worker, job.job_id, job.number, _ms(wait_s), reason)
-        return DELAY.call((*fixed, *self._record(job), scheduled), *args)
+        return DELAY.call((*fixed, *self._record(job), scheduled, keys.lost, keys.bell), *args)
 
     # ---- everything that a worker owns
 

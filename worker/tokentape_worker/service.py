@@ -156,6 +156,9 @@ class _Service:
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
         self._signals = 0
+        # The attempts that a crash may cost a job: the last one is not to be lost to a suspect beside it.
+        attempts = min((upstream.max_attempts for upstream in settings.upstreams.values()), default=1)
+        self._alone_after = max(2, attempts - 1)
         self._spawned: set[asyncio.Task[None]] = set()
         self._ownership = Ownership(self._keys, worker.name)
         queue_client = connect_async(settings.redis_url)
@@ -240,7 +243,7 @@ class _Service:
                 continue
             ownership = self._ownership
             try:
-                reply = await self._ledger.one(ownership.pop(free), repeat=False)
+                reply = await self._ledger.one(ownership.pop(free, alone_after=self._alone_after), repeat=False)
             except _TROUBLE as error:
                 # It may have moved jobs into our list: the sweep finds them there.
                 await self._pause("pop", error)

@@ -16,3 +16,7 @@ end
 local function note(job, ...)
   if redis.call('EXISTS', job) == 1 then redis.call('HSET', job, ...) end
 end
+-- A suspect leaves its worker: there is room for the next.
+local function room_again(lost, id, bell)
+  if redis.call('HEXISTS', lost, id) == 1 then redis.call('XADD', bell, 'MAXLEN', 1, '*', 'rung', '1') end
+end

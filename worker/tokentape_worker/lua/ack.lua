@@ -1,6 +1,7 @@
 -- ack(worker, id, delivery, settle_ms, status, ended_at, ttl_s, counter, result field, value, …): the job's tape has ended.
 -- KEYS: owners, the worker's list, reasons, open, ended, RQ job, wip, execution, executions, executions of the worker,
---       RQ registry of the status, the two other registries of ended jobs, results, RQ worker. -> 1 | 0
+--       RQ registry of the status, the two other registries of ended jobs, results, RQ worker, lost, bell.
+-- -> 1 | 0
 local worker, delivery = owner_of(KEYS[1], ARGV[2])
 if worker ~= ARGV[1] or delivery ~= ARGV[3] then return 0 end
 redis.call('LREM', KEYS[2], 0, ARGV[2])
@@ -22,4 +23,5 @@ if redis.call('EXISTS', KEYS[6]) == 1 then
   redis.call('EXPIRE', KEYS[14], ARGV[7])
 end
 if redis.call('EXISTS', KEYS[15]) == 1 then redis.call('HINCRBY', KEYS[15], ARGV[8], 1) end
+room_again(KEYS[16], ARGV[2], KEYS[17])
 return 1
