@@ -182,13 +182,16 @@ class AsyncClient(ClientBase):
                         return
                     continue
                 event.clear()
-                for entry in reader.accept(feed.take()):
+                entries = feed.take()
+                if entries and feed.unsure:
+                    feed.unsure = False
+                    if not await self._drive(reader.confirm(), left_s):
+                        return
+                for entry in reader.accept(entries):
                     yield entry
         finally:
             self._hub.leave(feed)
-        if feed.closed == "broken":
-            reader.doubt()
-        elif feed.closed == "closed":
+        if feed.closed == "closed":
             raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
 
     async def text(

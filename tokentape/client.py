@@ -216,12 +216,15 @@ class Client(ClientBase):
                         return
                     continue
                 event.clear()
-                yield from reader.accept(feed.take())
+                entries = feed.take()
+                if entries and feed.unsure:
+                    feed.unsure = False
+                    if not self._drive(reader.confirm(), left_s):
+                        return
+                yield from reader.accept(entries)
         finally:
             self._hub.leave(feed)
-        if feed.closed == "broken":
-            reader.doubt()
-        elif feed.closed == "closed":
+        if feed.closed == "closed":
             raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
 
     def text(

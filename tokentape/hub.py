@@ -12,6 +12,10 @@ A read that is under way does not know of a tape that joined meanwhile. So every
 own, and joining adds an entry to it: the read returns at once, and the next one covers the newcomer. It needs no
 permission but those on the namespace, and leaves no race between looking and blocking.
 
+All reads go through one connection, so that a failover does not pass unnoticed between two of them. Between a
+follower's last look and the hub's first read it may: so a feed begins `unsure`, and is again when a connection was
+opened, and its follower looks once more whether its attempt stands before it takes what came.
+
 `Board` is the part without I/O; `ThreadHub` and `TaskHub` drive it for Client and AsyncClient.
 """
 
@@ -22,7 +26,7 @@ import contextlib
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import redis
@@ -50,6 +54,8 @@ class Feed:
         self.tape = tape
         self.after = after
         self.closed: Reason | None = None
+        #: What comes may be of another attempt than the follower's. Its follower sets it to False, then looks.
+        self.unsure = True
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._limit_bytes = limit_bytes
@@ -143,6 +149,12 @@ class Board:
             if not feed.put(entries):
                 self.leave(feed)
 
+    def opened(self) -> None:
+        """The reads go over a new connection, perhaps to another server."""
+        for feeds in self._feeds.values():
+            for feed in feeds:
+                feed.unsure = True
+
     def close_all(self, reason: Reason) -> None:
         for feeds in self._feeds.values():
             for feed in feeds:
@@ -156,6 +168,19 @@ def block_ms_for(client: redis.Redis | redis.asyncio.Redis) -> int:
     return max(1, min(BLOCK_MS, int(timeout_s * 500))) if timeout_s else BLOCK_MS
 
 
+@contextlib.contextmanager
+def _told_of_reconnects(connection: Any, opened: Callable[[Any], None]) -> Iterator[None]:
+    """Call `opened`, a bound method, whenever redis-py opens the connection again.
+
+    Ours is not: its loss is an error. A client that was given to us may be set to repeat what failed, unasked.
+    """
+    connection.register_connect_callback(opened)
+    try:
+        yield
+    finally:
+        connection.deregister_connect_callback(opened)
+
+
 class ThreadHub:
     """The hub of a blocking client: one daemon thread, there while anybody follows."""
 
@@ -164,7 +189,11 @@ class ThreadHub:
         self._board = Board(namespace, block_ms_for(server.client))
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._running = False
+        # Of the last thread. Not the thread itself: an interrupt (Ctrl-C) while one is started leaves a Thread that
+        # runs and cannot be joined, and a thread that still reads when the interpreter ends may crash it.
+        self._ended = threading.Event()
+        self._ended.set()
         self._closed = False
 
     def join(self, tape: Tape, after: Position) -> tuple[Feed, threading.Event]:
@@ -176,10 +205,10 @@ class ThreadHub:
                 feed.close("closed")
                 return feed, event
             self._board.join(feed)
-            running = self._thread is not None
+            running, self._running = self._running, True
             if not running:
-                self._thread = threading.Thread(target=self._run, name="tokentape-hub", daemon=True)
-                self._thread.start()
+                self._ended = ended = threading.Event()
+                threading.Thread(target=self._run, args=(ended,), name="tokentape-hub", daemon=True).start()
         if running:
             with contextlib.suppress(RedisError, OSError):  # the reader meets the same trouble, and closes the feed
                 self._server.run(self._board.wake())
@@ -193,29 +222,49 @@ class ThreadHub:
         with self._lock:
             self._closed = True
             self._board.close_all("closed")
-            thread = self._thread
-        if thread is not None:
+        if not self._ended.is_set():
             with contextlib.suppress(RedisError, OSError):
                 self._server.run(self._board.wake())
-            thread.join(timeout=BLOCK_MS / 1000 + 1)
+            self._ended.wait(timeout=BLOCK_MS / 1000 + 1)
 
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._board:
-                    self._thread = None
-                    break
-                command = self._board.read()
+    def _run(self, ended: threading.Event) -> None:
+        try:
+            self._serve()
+        finally:
+            ended.set()
+
+    def _serve(self) -> None:
+        while self._followed():
             try:
-                reply = self._server.client.execute_command(*command)
+                with self._server.client.client() as reading:
+                    self._read(reading)
             except (RedisError, OSError):
                 with self._lock:
                     self._board.close_all("broken")
-                continue
-            with self._lock:
-                self._board.deliver(reply)
         with contextlib.suppress(RedisError, OSError):
             self._server.client.delete(self._board.wake_key)
+
+    def _followed(self) -> bool:
+        """Whether to go on. Where not, the next follower starts another thread."""
+        with self._lock:
+            self._running = bool(self._board)
+            return self._running
+
+    def _read(self, reading: redis.Redis) -> None:
+        """Read on one connection until nobody follows, or until it is lost."""
+        with _told_of_reconnects(reading.connection, self._opened):
+            while True:
+                with self._lock:
+                    if not self._board:
+                        return
+                    command = self._board.read()
+                reply = reading.execute_command(*command)
+                with self._lock:
+                    self._board.deliver(reply)
+
+    def _opened(self, _connection: object) -> None:
+        with self._lock:
+            self._board.opened()
 
 
 class TaskHub:
@@ -255,11 +304,20 @@ class TaskHub:
     async def _run(self) -> None:
         while self._board:
             try:
-                reply = await self._server.wait_for(self._board.read(), BLOCK_MS)
+                async with self._server.client.client() as reading:
+                    await self._read(reading)
             except (RedisError, OSError):
                 self._board.close_all("broken")
-                continue
-            self._board.deliver(reply)
         self._task = None
         with contextlib.suppress(RedisError, OSError):
             await self._server.client.delete(self._board.wake_key)
+
+    async def _read(self, reading: redis.asyncio.Redis) -> None:
+        """See ThreadHub._read."""
+        server = AsyncServer(reading, ())
+        with _told_of_reconnects(reading.connection, self._opened):
+            while self._board:
+                self._board.deliver(await server.wait_for(self._board.read(), BLOCK_MS))
+
+    def _opened(self, _connection: object) -> None:
+        self._board.opened()

@@ -1,8 +1,10 @@
 """Following one tape: what a follower keeps in mind between reads, and what it makes of the entries.
 
-A reader checks that entries are dense. After a lost connection it looks whether its attempt still stands: a failover
-may have lost the tail of the tape, and a new attempt may have been given the same number. Another token, or none,
-means that it starts over from the first entry.
+A reader checks that entries are dense, and that its attempt still stands: a failover may have lost the tail of the
+tape, and a new attempt may have been given the same number. Another token, or none, means that it starts over from the
+first entry. It looks with each page, in the same round trip, and before it accepts what the hub may have read from
+another server than its last page. That a connection was lost is not always told: a pool that finds an idle one closed
+opens another without a word, and a client that was given to us may repeat what failed.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import Any, Literal
 
 from .chunk import ChatCompletionChunk
 from .errors import Restarted
-from .operations import PAGE, Operations, Steps, failure
-from .tape import START, AttemptData, EndData, Entry, Position, check_follows, decode_entry
+from .operations import PAGE, Ask, Operations, Steps, failure
+from .scripts import Command
+from .tape import START, AttemptData, EndData, Entry, Position, check_follows, decode_entry, rows_of
 
 OnRestart = Literal["raise", "skip"] | Callable[[Restarted], object]
 
@@ -31,7 +34,7 @@ class Reader:
         self._doubt = False
 
     def doubt(self) -> None:
-        """The connection was lost: look at the attempt again before going on."""
+        """Trouble came while a page was read."""
         self._doubt = True
 
     @property
@@ -49,10 +52,8 @@ class Reader:
 
     def catch_up(self) -> Steps[list[Entry]]:
         """The next page of entries. Raises JobNotFound, CorruptTape."""
-        doubted, self._doubt = self._doubt, False
-        if self.position.attempt and (doubted or self._attempt is None):
-            yield from self._look_at_attempt()
-        rows = yield from self._operations.page(self.tape, self.position)
+        self._doubt = False
+        rows = yield from self._page()
         self.behind = len(rows) == PAGE
         if not rows:
             # Two asks, so that the common case is one: nothing new, nothing more to come, or no tape at all?
@@ -74,13 +75,33 @@ class Reader:
             accepted.append(entry)
         return accepted
 
-    def _look_at_attempt(self) -> Steps[None]:
-        begun = yield from self._operations.entry(self.tape, Position(self.position.attempt, 0))
-        raw = begun.raw if begun else None
+    def confirm(self) -> Steps[bool]:
+        """Whether the attempt that the position is in still stands. False: drop what came, `catch_up` starts over."""
+        if not self.position.attempt:
+            return True
+        (rows,) = yield Ask("tape", [self._beginning()])
+        return self._stands(rows)
+
+    def _page(self) -> Steps[list[tuple[Any, Any]]]:
+        """The rows after the position; after the start, where the attempt stands no more."""
+        if self.position.attempt:
+            # On one connection, and so from one server.
+            begun, rows = yield Ask("tape", [self._beginning(), self.tape.page(self.position, PAGE)])
+            if self._stands(begun):
+                return rows_of(rows)
+            self.position, self._attempt = START, None
+        return (yield from self._operations.page(self.tape, self.position))
+
+    def _beginning(self) -> Command:
+        return self.tape.at(Position(self.position.attempt, 0))
+
+    def _stands(self, rows: Any) -> bool:
+        """Whether what stands where the attempt began is what stood there before."""
+        raw = decode_entry(self.tape.job_id, rows[0]).raw if rows else None
         if self._attempt is not None and raw != self._attempt:
-            self.position = START
-            raw = None
+            return False
         self._attempt = raw
+        return True
 
 
 def newest_attempt(operations: Operations, job_id: str) -> Steps[Position]:

@@ -1,13 +1,11 @@
-"""Followers and the hub: joined, shared, bounded, woken, told of lost attempts."""
+"""Followers and the hub: joined, shared, bounded, woken, woken."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import redis
@@ -29,34 +27,7 @@ from tokentape import (
 from tokentape.job import ErrorInfo
 from tokentape.tape import Position
 
-from .conftest import Desk
-
-
-class Following:
-    """A follower in a thread; `next` gives its entries as they come."""
-
-    def __init__(self, desk: Desk, job_id: str, **options: Any) -> None:
-        self.entries: queue.Queue[Any] = queue.Queue()
-        self._thread = threading.Thread(target=self._follow, args=(desk, job_id, options), daemon=True)
-        self._thread.start()
-
-    def _follow(self, desk: Desk, job_id: str, options: dict[str, Any]) -> None:
-        try:
-            for entry in desk.client.follow(job_id, **options):
-                self.entries.put(entry)
-            self.entries.put(None)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the test looks at it)
-            self.entries.put(error)
-
-    def next(self) -> Any:
-        return self.entries.get(timeout=30)
-
-    def rest(self) -> list[str]:
-        ids = []
-        while (entry := self.next()) is not None:
-            assert not isinstance(entry, Exception), entry
-            ids.append(entry.id)
-        return ids
+from .conftest import Desk, Following
 
 
 @pytest.fixture
@@ -176,28 +147,6 @@ def test_a_hole_that_comes_through_the_hub_is_corrupt(desk: Desk, redis_client: 
     error = reader.next()
     assert isinstance(error, CorruptTape)
     assert error.entry_id == "1-7"
-
-
-def test_a_failover_that_lost_the_attempt_makes_a_reader_start_over(desk: Desk, redis_client: redis.Redis) -> None:
-    job_id, writer = desk.job()
-    saved: Any = redis_client.dump(writer.tape.key)
-    reader = Following(desk, job_id)
-    writer.claim()
-    writer.say("lost ", "text")
-    assert [reader.next().id for _ in range(4)] == ["0-1", "1-0", "1-1", "1-2"]
-
-    # The server comes back without its last second, and another worker gets the same attempt number.
-    redis_client.restore(writer.tape.key, 60_000, saved, replace=True)
-    for one in redis_client.client_list():
-        if one["cmd"] == "xread":
-            redis_client.client_kill_filter(_id=one["id"])
-    assert reader.next().id == "0-1"
-    again = desk.writer(job_id)
-    again.claim()
-    again.say("other ", "text ", "now")
-    again.end()
-
-    assert reader.rest() == ["1-0", "1-1", "1-2", "1-3", "1-4"]
 
 
 def test_text_starts_with_the_newest_attempt_and_tells_of_a_restart(desk: Desk) -> None:
