@@ -143,7 +143,6 @@ class Attempt:
                 return await self._end("expired", expired)
             if error is None:
                 return await self._end("completed", None)
-            self._failures += 1
             outcome = await self._after_failure(error, retry_after_s)
             if outcome is not None:
                 return outcome
@@ -151,12 +150,15 @@ class Attempt:
     async def _after_failure(self, error: ErrorInfo, retry_after_s: float | None) -> Outcome | None:
         """What follows a failed call; None: another call, now."""
         settings = self._settings
+        if self._chunks:
+            retry_after_s = None  # in mid-stream a retry is a new attempt, and counted whatever upstream asks for
+        if retry_after_s is None:
+            self._failures += 1
         retry = decide(
             error,
             failures=self._failures,
             budget=self._claim.budget,
-            # In mid-stream a retry is a new attempt, and counted whatever upstream asks for.
-            retry_after_s=None if self._chunks else retry_after_s,
+            retry_after_s=retry_after_s,
             left_s=self._left_s(),
             hold_s=settings.hold_s,
             max_retry_after_s=settings.max_retry_after_s,
@@ -175,11 +177,13 @@ class Attempt:
             # Readers have text of this attempt: what follows is another one, and its claim counts this failure.
             await asyncio.sleep(min(retry.wait_s, settings.hold_s))
             return Outcome("again", reason=error.type)
+        # The next claim counts a call that failed, but not one that upstream asked to make later.
+        reason = error.type if retry_after_s is None else "wait"
         if retry.action == "later":
-            return Outcome("later", error=error, wait_s=retry.wait_s)
+            return Outcome("later", error=error, reason=reason, wait_s=retry.wait_s)
         await asyncio.sleep(retry.wait_s)
         turn_s = await self._services.limits.wait_for_turn(self._claim.upstream)
-        return Outcome("later", error=error, wait_s=turn_s) if turn_s else None
+        return Outcome("later", error=error, reason=reason, wait_s=turn_s) if turn_s else None
 
     async def _stream(self, body: dict[str, Any]) -> tuple[ErrorInfo | None, float | None]:
         """One call. -> None where it was answered in full; else the error, and when upstream wants the next call."""

@@ -38,8 +38,8 @@ def decide(
 
     `failures` counts the calls that failed so far, this one included, `budget` how many may. `dice` is in [0, 1): full
     jitter spreads the calls of many workers over the whole backoff. An upstream that names a time (`retry_after_s`,
-    seconds) asks for a wait, which is not counted, unless only one call is allowed at all. A wait past the job's
-    deadline (`left_s`) is none: the job fails now, with what upstream said.
+    seconds) asks for a wait: such a call is not among the failures, unless only one call is allowed at all. A wait past
+    the job's deadline (`left_s`) is none: the job fails now, with what upstream said.
     """
     if not error.retryable or budget <= 1:
         return Retry("stop")

@@ -82,14 +82,16 @@ class Run:
         started = await self._ledger.one(start)
         if not int(started[0]):
             return  # overtaken between pop and here
-        head = await self._unless_stopped(self._head)
+        head, ended = await self._unless_stopped(self._head)
         if head is None:
             await self._ack("failed", ErrorInfo(type="not_found", message="no tape stands under this id"))
             return
         ours = payload_is_ours(started[1] if len(started) > 1 else None, self.job.job_id, ENTRYPOINT)
         upstream = head.upstream or self._settings.route(head.model) or ""
-        # Before the claim: waiting for a turn is no attempt.
-        turn_s = await self._unless_stopped(lambda: self._services.limits.wait_for_turn(upstream))
+        # Before the claim: waiting for a turn is no attempt. A job that has ended (it was cancelled) takes no turn.
+        turn_s = 0.0
+        if not ended:
+            turn_s = await self._unless_stopped(lambda: self._services.limits.wait_for_turn(upstream))
         if turn_s:
             # The reason stays: what the delivery before was lost to is counted by the claim.
             await self._ledger.one(self._ownership.delay(self.job, turn_s, reason=self.job.reason))
@@ -139,7 +141,7 @@ class Run:
         if outcome.kind == "ended":
             await self._ack(outcome.status, outcome.error)
         elif outcome.kind == "later":
-            await self._ledger.one(self._ownership.delay(self.job, outcome.wait_s))
+            await self._ledger.one(self._ownership.delay(self.job, outcome.wait_s, reason=outcome.reason))
         else:
             await self._after_stop()
 
@@ -176,11 +178,13 @@ class Run:
 
     # ---- the tape
 
-    async def _head(self) -> QueuedData | None:
-        (rows,) = await self._services.tapes.run([self._tape.first()])
-        if not rows:
-            return None
-        return decode_entry(self.job.job_id, rows[0]).expect(QueuedData)
+    async def _head(self) -> tuple[QueuedData | None, bool]:
+        """What was submitted, and whether the job has ended."""
+        first, last = await self._services.tapes.run([self._tape.first(), self._tape.last()])
+        if not first or not last:
+            return None, False
+        head = decode_entry(self.job.job_id, first[0]).expect(QueuedData)
+        return head, decode_entry(self.job.job_id, last[0]).kind == "end"
 
     async def _last(self) -> Entry | None:
         (rows,) = await self._services.tapes.run([self._tape.last()])
