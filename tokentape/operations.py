@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,7 @@ from . import queue, tape
 from .chunk import Usage
 from .completion import ChatCompletion, Fold
 from .errors import CorruptTape, IdempotencyConflict, InvalidRequest, JobCancelled, JobExpired, JobFailed, JobNotFound
-from .job import ENDED, PRIORITIES, ChatJob, ErrorInfo, Status
+from .job import ENDED, PRIORITIES, ChatJob, ErrorInfo, Priority, Status, is_job_id
 from .queue import QueueKeys
 from .scripts import Command
 from .settings import Settings
@@ -77,11 +77,16 @@ class WorkerView(BaseModel):
 class Overview(BaseModel):
     """The whole service now: enough to see why nothing moves."""
 
+    #: By priority.
     queued: dict[str, int]
+    #: Queued too, apart from the others: two workers died with them.
     suspects: int
+    #: For a retry, or for their turn at an upstream with limits, without a slot.
     waiting: int
+    #: Owned by a worker; by a dead one, too, until the others put back what it had.
     running: int
     open: int
+    #: How long ago the first of those that stand in a queue was submitted.
     oldest_queued_s: float | None
     workers: list[WorkerView]
 
@@ -270,20 +275,17 @@ class Operations:
                 *(("LLEN", key) for key in keys.queues),
                 *(("LLEN", key) for key in keys.all_suspects),
                 *(("ZCARD", key) for key in keys.all_delayed),
-                *(("LINDEX", key, 0) for key in keys.queues),
+                *(("LINDEX", key, 0) for key in (*keys.queues, *keys.all_suspects)),
             ],
         )
         now, leases, running, open_jobs = replies[:4]
-        counts, heads = replies[4:13], [text_of(head) for head in replies[13:16] if head is not None]
+        counts, heads = replies[4:13], [head for row in replies[13:] if (head := _job_id(row)) is not None]
         now_s = int(now[0]) + int(now[1]) / 1e6
         names = [(text_of(row[0]), float(row[1])) for row in pairs(leases)]
         jobs = (yield Ask("queue", [("LLEN", keys.worker_jobs(name)) for name, _ in names])) if names else []
         firsts = (yield Ask("tape", [self.tape(head).first() for head in heads])) if heads else []
-        waits = [
-            now_s - data.submitted_at_ms / 1000
-            for head, rows in zip(heads, firsts, strict=True)
-            if rows and isinstance(data := decode_entry(head, rows[0]).data, QueuedData)
-        ]
+        submitted = [_submitted_at_s(head, rows) for head, rows in zip(heads, firsts, strict=True)]
+        waits = [now_s - at_s for at_s in submitted if at_s is not None]
         return Overview(
             queued=dict(zip(PRIORITIES, counts[:3], strict=True)),
             suspects=sum(counts[3:6]),
@@ -308,8 +310,22 @@ class Operations:
             raise JobNotFound(job_id)
         if verdict == "ended":
             return False
-        yield Ask("queue", [queue.notice(self.keys, job_id)])
+        yield Ask("queue", [queue.notice(self.keys, job_id, cast(Priority, text_of(reply[1])))])
         return True
+
+
+def _job_id(queued: Any) -> str | None:
+    """A queue's entry, where it is the id of a job: others may write to a queue, too."""
+    text = queued.decode(errors="replace") if isinstance(queued, bytes) else str(queued)
+    return text if is_job_id(text) else None
+
+
+def _submitted_at_s(job_id: str, first: Any) -> float | None:
+    try:
+        data = decode_entry(job_id, first[0]).data if first else None
+    except CorruptTape:
+        return None  # whoever follows that job is told
+    return data.submitted_at_ms / 1000 if isinstance(data, QueuedData) else None
 
 
 def failure(job_id: str, end: EndData) -> JobFailed | JobCancelled | JobExpired:

@@ -181,6 +181,6 @@ def enqueue(
     )
 
 
-def notice(keys: QueueKeys, job_id: str) -> Command:
-    """Tell the workers that a job was cancelled."""
-    return NOTICE.call((keys.notices,), job_id, NOTICES_KEPT)
+def notice(keys: QueueKeys, job_id: str, priority: Priority) -> Command:
+    """Tell the workers that a job was cancelled, and end its wait for a retry, if it is in one."""
+    return NOTICE.call((keys.notices, keys.delayed(priority)), job_id, NOTICES_KEPT)
