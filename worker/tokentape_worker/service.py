@@ -11,7 +11,8 @@ RQ would do to deliver, recover and finish jobs is replaced by the queue side of
     presence    RQ's heartbeat, each few seconds, in a thread
 
 Stop: the first SIGTERM or SIGINT stops popping, lets streams finish for `grace_s`, puts the rest back and leaves; the
-second puts back at once. A worker whose name is dead (reaped) drops its streams and joins again under a new one.
+second puts back at once. Where the server does not answer, it goes without: after one lease the others take over what
+it owned. A worker whose name is dead (reaped) drops its streams and joins again under a new one.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -56,6 +57,7 @@ from .pipelined import Pipelined
 from .publisher import Publisher
 from .run import Run, Stop
 from .sweep import Sweeper, release
+from .threads import in_thread
 from .upstreams import Upstreams
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("tokentape.worker")
@@ -70,6 +72,8 @@ _ANNOUNCED_FOR_S: Final = 86_400
 #: full, a failover that ends a read). The background goes on, and nobody's streams are lost for it.
 _TROUBLE: Final = (RedisError, OSError)
 _REFUSED_PAUSE_S: Final = 0.5
+#: How long a worker that was told to go at once tries to put back its jobs, where the server is slow or away.
+_AT_ONCE_S: Final = 1.0
 
 
 def new_worker_name() -> str:
@@ -127,6 +131,7 @@ class Worker(BaseWorker):
             self.pubsub_thread.stop()
             self.pubsub.unsubscribe()
             self.pubsub_thread.join(timeout=1)
+            self.pubsub_thread = self.pubsub = None
 
     def on_stop_job(self, job_id: str) -> None:
         """Replaced by the service: RQ's stop is our cancel."""
@@ -155,6 +160,8 @@ class _Service:
         self._slot_free = asyncio.Event()
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
+        self._last_call: asyncio.Task[None] | None = None
+        self._registered = False
         self._signals = 0
         # The attempts that a crash may cost a job: the last one is not to be lost to a suspect beside it.
         attempts = min((upstream.max_attempts for upstream in settings.upstreams.values()), default=1)
@@ -203,6 +210,7 @@ class _Service:
                 self._settings, self._tapes, self._publisher, upstreams, Limits(self._settings, self._ledger)
             )
             if not await self._join_unless_stopped():
+                await self._in_time(self._leave())  # the lease may stand: only its reply was missing
                 return
             log.info("worker ready", worker=self._worker.name, concurrency=self._settings.concurrency,
                      queues=[self._keys.queue_name(priority) for priority in PRIORITIES],
@@ -357,9 +365,12 @@ class _Service:
     async def _presence(self) -> None:
         """RQ's heartbeat and state, and what this worker's upstreams serve."""
         while True:
-            await asyncio.sleep(_PRESENCE_S)
+            await asyncio.sleep(_PRESENCE_S if self._registered else _REFUSED_PAUSE_S)
+            if not self._registered:
+                await self._register()
+                continue
             with suppress(RedisError, OSError):
-                await asyncio.to_thread(self._beat, bool(self._runs))
+                await in_thread(self._beat, bool(self._runs))
 
     def _beat(self, busy: bool) -> None:
         self._worker.heartbeat(_PRESENCE_TTL_S)
@@ -383,9 +394,18 @@ class _Service:
         """Enter under the present name: the lease, RQ's registration, the upstreams that we serve."""
         await self._ledger.one(self._ownership.join(self._settings.lease_s))
         self._lease.start()
-        await asyncio.to_thread(self._register)
+        await self._register()
 
-    def _register(self) -> None:
+    async def _register(self) -> None:
+        """Enter RQ's list of workers. No job needs it: where the server is in trouble, the presence repeats it."""
+        self._registered = False
+        with suppress(*_TROUBLE):
+            await in_thread(self._enter)
+            self._registered = True
+
+    def _enter(self) -> None:
+        self._worker.unsubscribe()
+        self._worker.connection.delete(self._worker.key)  # of a try before this one; the name is nobody else's
         self._worker.register_birth()  # type: ignore[no-untyped-call]
         self._worker.subscribe()  # type: ignore[no-untyped-call]
         self._worker.set_state(WorkerStatus.IDLE)
@@ -430,7 +450,6 @@ class _Service:
         """Join under the new name; without it this worker is of no use, so it is tried until it works."""
         while not self._stopping.is_set():
             try:
-                await asyncio.to_thread(self._worker.unsubscribe)
                 if await self._join_unless_stopped():
                     log.info("worker ready", worker=self._worker.name)
                 return
@@ -466,42 +485,74 @@ class _Service:
         """RQ's record of the worker says since when it stops."""
         self._worker._shutdown_requested_date = datetime.now(UTC)  # noqa: SLF001  (RQ's name for it)
         with suppress(*_TROUBLE):
-            await asyncio.to_thread(self._worker.set_shutdown_requested_date)
+            await in_thread(self._worker.set_shutdown_requested_date)
 
     async def _drain(self) -> None:
         """Let streams finish, put the rest back, leave."""
         self._stopping.set()
-        if self._runs:
-            runs = asyncio.gather(*(task for _, task in self._runs.values()), return_exceptions=True)
-            at_once = asyncio.create_task(self._at_once.wait())
-            either: list[asyncio.Future[Any]] = [asyncio.shield(runs), at_once]
-            await asyncio.wait(either, timeout=self._settings.grace_s, return_when=asyncio.FIRST_COMPLETED)
-            at_once.cancel()
+        runs = [task for _, task in self._runs.values()]
+        if runs:
+            await _first_of(asyncio.wait(runs), self._at_once.wait(), asyncio.sleep(self._settings.grace_s))
+        self._last_call = asyncio.create_task(self._patience(1.0), name="last call")
         self._stop_all("drain")
-        tasks = [task for _, task in self._runs.values()]
-        if tasks:
-            # What is under way is one round trip each, unless the server is away: then the leases tell the others.
-            _, late = await asyncio.wait(tasks, timeout=self._settings.lease_s)
-            await end_task(*late)
+        if runs:
+            # What is under way is one round trip each, unless a server is away. What is late is left in our list: the
+            # other half of the time is for putting back the whole of it.
+            await _first_of(asyncio.wait(runs), self._patience(0.5))
+            await end_task(*runs)
+        await self._in_time(self._leave())
+        if self._last_call.done():
+            log.warning("worker left without the server's answer", worker=self._worker.name)
+
+    async def _leave(self) -> None:
+        """Put back what the list still holds, and drop the lease."""
         self._lease.stop()
-        with suppress(TimeoutError, LedgerClosed):
-            async with asyncio.timeout(self._settings.lease_s):
-                await release(self._ledger, self._ownership, "leave")
+        await release(self._ledger, self._ownership, "leave")
         log.info("worker left", worker=self._worker.name)
 
+    async def _patience(self, share: float) -> None:
+        """Ends when waiting for the server helps nobody any more: after a lease the others take over; and sooner where
+        we were told to go at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(share * max(self._settings.lease_s, _AT_ONCE_S)):
+                await self._at_once.wait()
+                await asyncio.sleep(share * _AT_ONCE_S)
+
+    async def _in_time(self, part: Awaitable[Any]) -> None:
+        """Do a part of the leaving, as long as there is time. What trouble the server is in no longer matters."""
+        if self._last_call is None:
+            self._last_call = asyncio.create_task(self._patience(1.0), name="last call")
+        doing = asyncio.ensure_future(part)
+        await asyncio.wait([doing, self._last_call], return_when=asyncio.FIRST_COMPLETED)
+        await end_task(doing)
+        if not doing.cancelled() and (error := doing.exception()) and not isinstance(error, (*_TROUBLE, LedgerClosed)):
+            raise error
+
     def _stop_all(self, reason: Stop) -> None:
-        for run, _ in list(self._runs.values()):
+        # The newest first: the oldest is put back last, and stands first in its queue.
+        for run, _ in reversed(list(self._runs.values())):
             run.stop(reason)
 
     async def _close(self) -> None:
         self._lease.stop()
-        with suppress(RedisError, OSError):
-            await asyncio.to_thread(self._worker.teardown)
+        await self._in_time(in_thread(self._worker.teardown))
         await self._tapes.close()
-        await asyncio.to_thread(self._ledger.close)
-        await self._queue.client.aclose()
+        await self._in_time(in_thread(self._ledger.close))
+        # Each waits until what it had to send is sent.
+        await self._in_time(self._queue.client.aclose())
         if self._own_tape_server:
-            await self._tape_client.aclose()
+            await self._in_time(self._tape_client.aclose())
+        if self._last_call is not None:
+            await end_task(self._last_call)
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Until the first of them is over; the others are ended."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end_task(*tasks)
 
 
 def _brief(client: redis.Redis, settings: Settings) -> redis.Redis:
