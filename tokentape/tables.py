@@ -39,15 +39,17 @@ def overview_table(overview: Overview) -> str:
     rows = [
         ("queued", queued + oldest),
         ("running", str(overview.running)),
-        ("waiting", f"{overview.waiting} for a retry"),
+        ("waiting", f"{overview.waiting} for a retry or their turn"),
         ("open", f"{overview.open} in all, those that ended just now included"),
     ]
     if overview.suspects:
-        rows.append(("suspects", f"{overview.suspects} lost with their worker more than once, run one at a time"))
+        rows.append(("suspects", f"{overview.suspects} lost with their worker more than once, run a few at a time"))
     if not overview.workers:
         rows.append(("workers", "none: nothing runs until one is started (tokentape worker)"))
         return columns(rows)
-    rows.append(("workers", str(len(overview.workers))))
+    alive = any(worker.lease_s > 0 for worker in overview.workers)
+    none_alive = ", and no lease holds: nothing runs until a worker is started (tokentape worker)"
+    rows.append(("workers", f"{len(overview.workers)}{'' if alive else none_alive}"))
     return f"{columns(rows)}\n\n{columns([('WORKER', 'JOBS', 'LEASE'), *map(_worker_row, overview.workers)])}"
 
 
