@@ -24,6 +24,11 @@ from .errors import ConfigError
 ENV_PREFIX: Final = "TOKENTAPE_"
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
+DEFAULT_BASE_URLS: Final = {
+    "openai": DEFAULT_BASE_URL,
+    "anthropic": "https://api.anthropic.com",
+    "gemini": "https://generativelanguage.googleapis.com",
+}
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
 Bytes = Annotated[int, Field(ge=1024)]
@@ -36,6 +41,7 @@ class Upstream(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dialect: Literal["openai", "anthropic", "gemini"] = "openai"
+    #: Unset, the vendor's own. `{model}` in it is the model that is asked for (Azure's deployments).
     base_url: str = DEFAULT_BASE_URL
     #: Name of the environment variable that holds the key.
     api_key_env: str | None = None
@@ -58,6 +64,33 @@ class Upstream(BaseModel):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     #: Sent with every call, beside the key.
     headers: dict[str, str] = Field(default_factory=dict)
+    #: Added to the URL of every call.
+    query: dict[str, str] = Field(default_factory=dict)
+    #: How the key is sent; unset, as the dialect has it. `api-key` is Azure's.
+    auth: Literal["bearer", "x-api-key", "x-goog-api-key", "api-key", "none"] | None = None
+    #: Leave out what the dialect has no word for, with a warning, instead of refusing the request.
+    drop_unsupported: bool = False
+    #: Fields of the request that this upstream does not take: never sent.
+    drop_fields: tuple[str, ...] = ()
+    #: Fields that it knows by another name: ours = theirs.
+    rename_fields: dict[str, str] = Field(default_factory=dict)
+    #: Make n calls for n choices, where the upstream ignores `n`. The anthropic dialect always does.
+    fan_out: bool = False
+    #: The version of Anthropic's API; 2023-06-01 unless set.
+    anthropic_version: str | None = None
+    #: What the anthropic dialect sends as max_tokens, which it must, where a job names none.
+    default_max_tokens: Count = 8192
+    #: A file of certificates that are trusted instead of the system's.
+    ca_file: Path | None = None
+    #: http://host:port that calls go through; unset, as HTTPS_PROXY and NO_PROXY say.
+    proxy: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _address_of_the_dialect(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "base_url" not in values and values.get("dialect") in DEFAULT_BASE_URLS:
+            return {**values, "base_url": DEFAULT_BASE_URLS[values["dialect"]]}
+        return values
 
     @model_validator(mode="after")
     def _address_is_plain(self) -> Upstream:
