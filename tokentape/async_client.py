@@ -89,6 +89,7 @@ class AsyncClient(ClientBase):
         tenant: str = "",
         metadata: dict[str, str] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        native: bool = False,
         durable: bool = False,
         **params: Any,
     ) -> AsyncJob:
@@ -111,6 +112,7 @@ class AsyncClient(ClientBase):
             tenant=tenant,
             metadata=metadata,
             timeout_s=timeout_s,
+            native=native,
         )
         await self._submit([job], fresh=idempotency_key is None, durable=durable)
         return AsyncJob(self, job.id)
@@ -128,9 +130,9 @@ class AsyncClient(ClientBase):
                 yield AsyncJob(self, job.id)
 
     async def _submit(self, jobs: list[ChatJob], *, fresh: bool, durable: bool = False) -> None:
-        for name in self._new_upstreams(jobs):
-            await self._drive(self._operations.check_upstream(name))
-            self._known_upstreams.add(name)
+        if (catalog := self._known(jobs)) is None:
+            catalog = await self._drive(self._operations.catalog())
+        self._check(jobs, catalog)
         await self._drive(self._operations.submit(jobs, fresh=fresh, durable=durable))
 
     # ---- read

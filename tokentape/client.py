@@ -17,6 +17,7 @@ from typing import Any, Final, Self, TypeVar
 
 import redis
 
+from .catalog import Catalog
 from .completion import ChatCompletion
 from .connection import Server, connect, patiently
 from .errors import InvalidRequest, ResultTimeout, TokentapeError
@@ -32,6 +33,8 @@ T = TypeVar("T")
 DEFAULT_WAIT_S: Final = 600.0
 #: A follower to whom nothing comes looks by itself this often: a tape that was deleted sends nothing.
 LOOK_EVERY_S: Final = 5.0
+#: How long a client goes by the upstreams that it has read of.
+CATALOG_S: Final = 10.0
 #: Jobs, and bytes of requests, that submit_many sends at once.
 BATCH_JOBS: Final = 250
 BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -43,7 +46,8 @@ class ClientBase:
     def __init__(self, settings: Settings, one_server: bool) -> None:
         self.settings = settings
         self._operations = Operations(settings, one_server)
-        self._known_upstreams: set[str] = set()
+        self._catalog: Catalog | None = None
+        self._catalog_until = 0.0
 
     @staticmethod
     def _job(
@@ -64,8 +68,15 @@ class ClientBase:
             body["messages"] = messages
         return ChatJob.create(body, **options)
 
-    def _new_upstreams(self, jobs: Iterable[ChatJob]) -> set[str]:
-        return {job.upstream for job in jobs if job.upstream is not None} - self._known_upstreams
+    def _known(self, jobs: Iterable[ChatJob]) -> Catalog | None:
+        """The catalog, while it is young enough and knows what these jobs name."""
+        fresh = self._catalog is not None and time.monotonic() < self._catalog_until
+        return self._catalog if fresh and self._catalog and all(map(self._catalog.knows, jobs)) else None
+
+    def _check(self, jobs: Iterable[ChatJob], catalog: Catalog) -> None:
+        self._catalog, self._catalog_until = catalog, time.monotonic() + CATALOG_S
+        for job in jobs:
+            catalog.check(job)
 
 
 def batches(jobs: Iterable[ChatJob]) -> Iterator[list[ChatJob]]:
@@ -132,6 +143,7 @@ class Client(ClientBase):
         tenant: str = "",
         metadata: dict[str, str] | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        native: bool = False,
         durable: bool = False,
         **params: Any,
     ) -> Job:
@@ -139,6 +151,8 @@ class Client(ClientBase):
 
         `request` is a whole body instead of model, messages and parameters. `timeout_s`: seconds from now until the
         job expires, the queue included. With an `idempotency_key`, submitting again is the same job and safe to repeat.
+        `native`: the request is one of the upstream's own API (Anthropic's Messages, Gemini's generateContent) and is
+        sent as it is; the answer comes as chat.completion chunks all the same.
         `durable` waits until the server's append-only file holds the job.
         Raises InvalidRequest, IdempotencyConflict, RedisUnavailable; nothing is enqueued then, but for an outage in the
         middle, after which the same key heals it.
@@ -154,6 +168,7 @@ class Client(ClientBase):
             tenant=tenant,
             metadata=metadata,
             timeout_s=timeout_s,
+            native=native,
         )
         self._submit([job], fresh=idempotency_key is None, durable=durable)
         return Job(self, job.id)
@@ -169,9 +184,9 @@ class Client(ClientBase):
             yield from (Job(self, job.id) for job in batch)
 
     def _submit(self, jobs: list[ChatJob], *, fresh: bool, durable: bool = False) -> None:
-        for name in self._new_upstreams(jobs):
-            self._drive(self._operations.check_upstream(name))
-            self._known_upstreams.add(name)
+        if (catalog := self._known(jobs)) is None:
+            catalog = self._drive(self._operations.catalog())
+        self._check(jobs, catalog)
         self._drive(self._operations.submit(jobs, fresh=fresh, durable=durable))
 
     # ---- read

@@ -100,6 +100,8 @@ class ChatJob(BaseModel):
     timeout_s: float = DEFAULT_TIMEOUT_S
     metadata: dict[str, str] = Field(default_factory=dict)
     tenant: str = ""
+    #: The request is one of the upstream's own API (Anthropic's, Gemini's), and is sent as it is.
+    native: bool = False
 
     @classmethod
     def create(
@@ -113,13 +115,16 @@ class ChatJob(BaseModel):
         timeout_s: float = DEFAULT_TIMEOUT_S,
         metadata: dict[str, str] | None = None,
         tenant: str = "",
+        native: bool = False,
     ) -> ChatJob:
         """Check everything that can be known without a server.
 
         `timeout_s` is seconds from submit to end, the queue included. With an `idempotency_key` the id is derived
-        from tenant and key, so that submitting again is the same job. Raises InvalidRequest, naming the field.
+        from tenant and key, so that submitting again is the same job. A `native` request is one of the upstream's own
+        API; `model` names the model in it, also for Gemini, whose bodies have none.
+        Raises InvalidRequest, naming the field.
         """
-        _check_request(request)
+        _check_request(request, native=native)
         if priority not in PRIORITIES:
             raise InvalidRequest(f"must be one of {', '.join(PRIORITIES)}, not {priority!r}", field="priority")
         if upstream is not None and not _ROUTE.fullmatch(upstream):
@@ -142,6 +147,7 @@ class ChatJob(BaseModel):
             timeout_s=float(timeout_s),
             metadata=_checked_metadata(metadata),
             tenant=tenant,
+            native=native,
         )
 
     def body(self) -> bytes:
@@ -187,11 +193,20 @@ def parse_request(data: bytes | str) -> dict[str, Any]:
     return value
 
 
-def _check_request(request: dict[str, Any]) -> None:
+class _NativeRequest(BaseModel):
+    """The part of a body of another API that is checked."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    stream: bool | None = None
+
+
+def _check_request(request: dict[str, Any], *, native: bool) -> None:
     if not isinstance(request, dict):
         raise InvalidRequest(f"must be an object, not {type(request).__name__}", field="request")
     try:
-        _Request.model_validate(request)
+        (_NativeRequest if native else _Request).model_validate(request)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "request"

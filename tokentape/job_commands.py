@@ -89,6 +89,7 @@ def _params(_ctx: click.Context, _option: click.Parameter, given: Sequence[str])
 )
 @click.option("--metadata", multiple=True, callback=_metadata, metavar="NAME=VALUE", help="Kept with the job; repeat.")
 @click.option("--param", "params", multiple=True, callback=_params, metavar="NAME=JSON", help="A parameter; repeat.")
+@click.option("--native", is_flag=True, help="The --request is one of the upstream's own API, and is sent as it is.")
 @click.option("--follow", "follows", is_flag=True, help="Stream the answer; the id goes to stderr.")
 @_json_option('{"id": …} instead of the id alone; with --follow the entries, one JSON object a line.')
 def submit(  # noqa: PLR0917 - click passes all by name
@@ -112,6 +113,8 @@ def submit(  # noqa: PLR0917 - click passes all by name
       tokentape submit --request body.json --key order-17
       job=$(tokentape submit - < question.txt) && tokentape result "$job"
     """
+    if options["native"] and request_file is None:
+        raise click.UsageError("--native: the body of the upstream's own API comes from --request FILE")
     request = _body(prompt, model, params) if request_file is None else _whole(request_file, prompt, model, params)
     with Client() as client:
         job = client.submit(request=request, idempotency_key=key, **options)

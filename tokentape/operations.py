@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from . import queue, tape
+from .catalog import Catalog
 from .chunk import Usage
 from .completion import ChatCompletion, Fold
 from .errors import CorruptTape, IdempotencyConflict, InvalidRequest, JobCancelled, JobExpired, JobFailed, JobNotFound
@@ -172,6 +173,12 @@ class Operations:
         known = sorted({*self.settings.upstreams, *(text_of(one) for one in announced)})
         if name not in known:
             raise InvalidRequest(f"no upstream {name!r} is configured; known: {', '.join(known)}", field="upstream")
+
+    def catalog(self) -> Steps[Catalog]:
+        """The upstreams that there are."""
+        (reply,) = yield Ask("queue", [("HGETALL", self.keys.upstreams)])
+        pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+        return Catalog(self.settings, dict(pairs))
 
     # ---- read
 

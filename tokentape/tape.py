@@ -93,6 +93,7 @@ class QueuedData(BaseModel):
     priority: Priority = "default"
     tenant: str = ""
     metadata: dict[str, str] = Field(default_factory=dict)
+    native: bool = False
     request_sha256: str
     submitted_at_ms: int
     deadline_at_ms: int
@@ -250,17 +251,16 @@ class Tape:
 
     def submit(self, job: ChatJob, body: bytes, body_sha256: str, margin_s: float) -> Command:
         """Write `0-1` and the request, once. -> SubmitReply"""
-        data = canonical_json(
-            {
-                "format": FORMAT,
-                "model": job.request["model"],
-                "upstream": job.upstream,
-                "priority": job.priority,
-                "tenant": job.tenant,
-                "metadata": job.metadata,
-                "request_sha256": body_sha256,
-            }
-        )
+        fields = {
+            "format": FORMAT,
+            "model": job.request["model"],
+            "upstream": job.upstream,
+            "priority": job.priority,
+            "tenant": job.tenant,
+            "metadata": job.metadata,
+            "request_sha256": body_sha256,
+        }
+        data = canonical_json({**fields, "native": True} if job.native else fields)
         timeout_ms, margin_ms = round(job.timeout_s * 1000), round(margin_s * 1000)
         return SUBMIT.call((self.key, self.request_key), data, body, body_sha256, max(1, timeout_ms), margin_ms)
 
