@@ -85,13 +85,18 @@ def test_the_table_of_settings_is_complete_and_right() -> None:
             assert shown.strip("`") == str(default), name
 
 
-def test_the_example_of_upstreams_is_the_defaults() -> None:
+def test_the_first_example_of_an_upstream_is_the_defaults_and_the_others_are_read() -> None:
     (example,) = blocks("toml")
 
     settings = Settings.model_validate(tomllib.loads(example))
     plain = Settings.model_validate({"upstreams": {"default": {"api_key_env": "OPENAI_API_KEY"}}})
 
-    assert settings == plain
+    assert settings.upstreams["default"] == plain.upstreams["default"]
+    assert {name: one.dialect for name, one in settings.upstreams.items()} == {
+        "default": "openai",
+        "claude": "anthropic",
+        "azure": "openai",
+    }
 
 
 def test_the_table_of_the_tape_names_every_kind() -> None:

@@ -18,7 +18,11 @@ from tokentape_worker.dialects import Call, Piece, Verdict
 from tokentape_worker.dialects.openai import OpenAI
 
 JOB_ID = "job_0123456789abcdef0123456789abcdef"
-_CASES = [json.loads(line) for line in (Path(__file__).parent / "cases.jsonl").read_bytes().split(b"\n") if line]
+_CASES = [
+    json.loads(line)
+    for line in (Path(__file__).parents[1] / "dialects" / "cases.jsonl").read_bytes().split(b"\n")
+    if line
+]
 BODIES = [body for case in _CASES if len(body := base64.b64decode(case["bytes_b64"])) < 5000]
 
 ATOMS: st.SearchStrategy[Any] = (

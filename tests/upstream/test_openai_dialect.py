@@ -52,58 +52,45 @@ def calls_of(completion: ChatCompletion) -> list[tuple[str, str, str]]:
 # ---- asking
 
 
-def test_request_is_streamed_with_usage_and_key() -> None:
-    wire = OpenAI().request(BODY, Upstream(base_url="http://u/v1"), "secret")
+def test_request_is_streamed_with_usage() -> None:
+    wire = OpenAI().request(BODY, Upstream(base_url="http://u/v1"))
 
     assert wire.path == "/chat/completions"
     assert wire.body == {**BODY, "stream": True, "stream_options": {"include_usage": True}}
-    assert wire.headers["authorization"] == "Bearer secret"
-    assert wire.headers["accept-encoding"] == "identity"
     assert wire.streamed
 
 
 def test_request_leaves_the_body_of_the_job_as_it_was() -> None:
     body = {**BODY, "stream_options": {"x": 1}}
 
-    OpenAI().request(body, Upstream(), None)
+    OpenAI().request(body, Upstream())
 
     assert body == {**BODY, "stream_options": {"x": 1}}
 
 
 def test_stream_options_of_the_job_win() -> None:
-    wire = OpenAI().request({**BODY, "stream_options": {"include_usage": False, "x": 1}}, Upstream(), None)
+    wire = OpenAI().request({**BODY, "stream_options": {"include_usage": False, "x": 1}}, Upstream())
 
     assert wire.body["stream_options"] == {"include_usage": False, "x": 1}
 
 
 def test_null_stream_options_are_not_sent() -> None:
-    wire = OpenAI().request({**BODY, "stream_options": None}, Upstream(), None)
+    wire = OpenAI().request({**BODY, "stream_options": None}, Upstream())
 
     assert "stream_options" not in wire.body
 
 
 def test_obfuscation_is_refused_where_it_is_known() -> None:
-    wire = OpenAI().request(BODY, Upstream(base_url="https://api.openai.com/v1"), None)
+    wire = OpenAI().request(BODY, Upstream(base_url="https://api.openai.com/v1"))
 
     assert wire.body["stream_options"] == {"include_usage": True, "include_obfuscation": False}
 
 
 def test_job_that_does_not_stream_is_asked_for_as_it_is() -> None:
-    wire = OpenAI().request({**BODY, "stream": False}, Upstream(), None)
+    wire = OpenAI().request({**BODY, "stream": False}, Upstream())
 
     assert wire.body == {**BODY, "stream": False}
     assert not wire.streamed
-
-
-def test_headers_of_the_upstream_win() -> None:
-    wire = OpenAI().request(BODY, Upstream(headers={"Authorization": "Other x", "api-key": "k"}), "secret")
-
-    assert wire.headers["authorization"] == "Other x"
-    assert wire.headers["api-key"] == "k"
-
-
-def test_request_does_not_show_its_key() -> None:
-    assert "secret" not in repr(OpenAI().request(BODY, Upstream(), "secret"))
 
 
 # ---- what is published

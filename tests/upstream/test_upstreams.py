@@ -485,12 +485,6 @@ async def test_unknown_upstream_is_refused(connect: Connect) -> None:
     assert (await failure(upstreams, "other")).code == "unknown_upstream"
 
 
-async def test_dialect_that_is_not_spoken_is_refused(connect: Connect) -> None:
-    upstreams = await connect("http://127.0.0.1:9", dialect="gemini")
-
-    assert (await failure(upstreams)).code == "unknown_dialect"
-
-
 @pytest.mark.parametrize(
     "answer",
     [

@@ -190,7 +190,7 @@ class Attempt:
         published_bytes = 0
         try:
             async with self._services.upstreams.call(
-                self._claim.upstream, body, job_id=self._claim.tape.job_id
+                self._claim.upstream, body, job_id=self._claim.tape.job_id, native=self._claim.head.native
             ) as call:
                 async for pieces in call:
                     if self._first_chunk_at is None:

@@ -414,7 +414,14 @@ class _Service:
     def _announce(self) -> None:
         """What this worker's upstreams serve. Clients without a configuration refuse what nobody announces."""
         served: dict[Any, Any] = {
-            name: json.dumps({"models": upstream.models, "dialect": upstream.dialect, "seen_at": int(time.time())})
+            name: json.dumps(
+                {
+                    "models": upstream.models,
+                    "dialect": upstream.dialect,
+                    "drop_unsupported": upstream.drop_unsupported,
+                    "seen_at": int(time.time()),
+                }
+            )
             for name, upstream in self._settings.upstreams.items()
         }
         if served:

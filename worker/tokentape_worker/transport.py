@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import ssl
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -24,6 +25,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport, HttpxAiohttpClient
 
 from tokentape import __version__
+from tokentape.errors import ConfigError
 from tokentape.job import ErrorInfo
 
 #: What a call may raise. ValueError: a header or a URL that cannot be sent.
@@ -61,9 +63,19 @@ def _fenced(transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
     return transport
 
 
-def new_client() -> httpx.AsyncClient:
-    """A client without timeouts of its own for reading: those are the caller's. Close it in the loop that used it."""
+def new_client(*, ca_file: Path | None = None, proxy: str | None = None) -> httpx.AsyncClient:
+    """A client without timeouts of its own for reading: those are the caller's. Close it in the loop that used it.
+
+    `ca_file`: certificates that are trusted instead of the system's. `proxy`: the way out instead of the environment's.
+    Raises ConfigError where the file cannot be read as certificates.
+    """
+    try:
+        verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(f"ca_file: {ca_file} cannot be read ({error.strerror or 'no certificates'})") from None
     return _Client(
+        verify=verify,
+        proxy=proxy,
         headers={"user-agent": f"tokentape/{__version__}"},
         cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,

@@ -13,32 +13,31 @@ Nothing is tried again here: that is for whoever knows what has been published.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Self
 
 import httpx
+import structlog
 
-from tokentape.errors import ConfigError
+from tokentape.errors import ConfigError, InvalidRequest
 from tokentape.job import ErrorInfo
 from tokentape.settings import Settings, Upstream
 
 from . import dialects
-from .classify import redact, shorten
-from .dialects import Dialect, WireRequest
-from .dialects.openai import OpenAI
+from .fan_out import FanOut
+from .route import Route
 from .transport import new_client
 from .upstream_call import UpstreamCall, UpstreamError
 
 __all__ = ["UpstreamCall", "UpstreamError", "Upstreams"]
 
-_DIALECTS: Final[Mapping[str, Dialect]] = {"openai": OpenAI()}
-#: A header's value shorter than this is no secret, and taking it out of messages would make them unreadable.
-_SECRET_CHARS: Final = 8
+log: structlog.stdlib.BoundLogger = structlog.get_logger("tokentape.worker")
 
 
 class Upstreams:
@@ -51,44 +50,77 @@ class Upstreams:
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._clock = clock
-        self._routes: dict[str, _Route] = {}
-        self._client: httpx.AsyncClient | None = None
+        self._routes: dict[str, Route] = {}
+        self._clients: dict[tuple[Path | None, str | None], httpx.AsyncClient] | None = None
 
     async def __aenter__(self) -> Self:
-        self._routes = {name: _Route(name, upstream) for name, upstream in self._settings.upstreams.items()}
-        self._client = new_client()
+        self._routes = {name: Route(name, upstream) for name, upstream in self._settings.upstreams.items()}
+        self._clients = {}
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        client, self._client = self._client, None
-        if client is not None:
+        clients, self._clients = self._clients, None
+        for client in (clients or {}).values():
             await client.aclose()
 
-    @contextlib.asynccontextmanager
-    async def call(self, name: str, body: Mapping[str, Any], *, job_id: str) -> AsyncIterator[UpstreamCall]:
-        """One call, which waits for its turn where `max_concurrency` are under way. Raises UpstreamError.
+    def call(
+        self, name: str, body: Mapping[str, Any], *, job_id: str, native: bool = False
+    ) -> AbstractAsyncContextManager[UpstreamCall | FanOut]:
+        """One answer, of all the choices that the body asks for. Entering it raises UpstreamError.
 
-        Once entered, the upstream has answered with a success. Leaving closes the socket at once, unless the answer
-        was read to its end: then the connection is kept for another call.
+        Each call waits for its turn where `max_concurrency` are under way. Leaving closes the socket at once, unless
+        the answer was read to its end: then the connection is kept for another call.
         """
-        if self._client is None:
-            raise RuntimeError("Upstreams is not entered")
+        route = self._routes.get(name)
+        n = choices_asked(body, native=native)
+        if n == 1 or route is None or native or not (route.dialect.one_answer or route.upstream.fan_out):
+            return self._call(name, body, job_id=job_id, n=n, native=native)
+        one = {field: value for field, value in body.items() if field != "n"}
+        answer_id = f"chatcmpl-{job_id.removeprefix('job_')}"
+        return FanOut([
+            functools.partial(self._call, name, one, job_id=job_id, choice=choice, answer_id=answer_id)
+            for choice in range(n)
+        ])  # fmt: skip
+
+    @contextlib.asynccontextmanager
+    async def _call(
+        self,
+        name: str,
+        body: Mapping[str, Any],
+        *,
+        job_id: str,
+        n: int = 1,
+        native: bool = False,
+        choice: int = 0,
+        answer_id: str | None = None,
+    ) -> AsyncIterator[UpstreamCall]:
+        self._entered()
         route = self._routes.get(name)
         if route is None:
             raise UpstreamError(
                 ErrorInfo(type="invalid_request", code="unknown_upstream", message=f"there is no upstream {name!r}")
             )
-        if route.unusable is not None or route.dialect is None:
-            raise UpstreamError(route.unusable or _no_dialect(name, route.upstream))
-        request = route.dialect.request(body, route.upstream, route.key)
-        n = body.get("n")
+        if route.unusable is not None:
+            raise UpstreamError(route.unusable)
+        try:
+            request = route.wire(body, native=native)
+            client = self._client(route.upstream)
+        except InvalidRequest as error:
+            raise UpstreamError(route.refusal(error)) from None
+        except ConfigError as error:
+            raise UpstreamError(route.blame(ErrorInfo(type="invalid_request", message=str(error)))) from None
+        if request.dropped and choice == 0:
+            log.warning("fields left out", job_id=job_id, upstream=name, fields=list(request.dropped))
+        model = str(body.get("model", ""))
         asked = dialects.Call(
             job_id=job_id,
-            model=str(body.get("model", "")),
+            model=model,
             created=int(self._clock()),
-            n=n if isinstance(n, int) else 1,
+            n=n,
+            choice=choice,
+            answer_id=answer_id,
             max_event_bytes=self._settings.max_output_bytes,
         )
         call = UpstreamCall(
@@ -99,48 +131,28 @@ class Upstreams:
         )
         async with route.turns:
             try:
-                await call.send(self._client, route.url(request), request, self._clock)
+                await call.send(client, route.url(request, model), request, self._clock)
                 yield call
             finally:
                 await call.close()
 
+    def _entered(self) -> dict[tuple[Path | None, str | None], httpx.AsyncClient]:
+        if self._clients is None:
+            raise RuntimeError("Upstreams is not entered")
+        return self._clients
 
-class _Route:
-    """One upstream, ready to be called. `unusable` says why it cannot be."""
-
-    def __init__(self, name: str, upstream: Upstream) -> None:
-        self.upstream = upstream
-        self.dialect = _DIALECTS.get(upstream.dialect)
-        self.turns = asyncio.Semaphore(upstream.max_concurrency)
-        self.key: str | None = None
-        self.unusable: ErrorInfo | None = None if self.dialect else _no_dialect(name, upstream)
-        self._name = name
-        try:
-            self.key = upstream.api_key()
-            problem = "api_key_file is empty" if self.key == "" else None
-        except ConfigError as error:
-            problem = str(error)
-        except (OSError, ValueError):  # not text; its message would quote the file
-            problem = "api_key_file cannot be read as text"
-        if self.key and not (self.key.isascii() and self.key.isprintable() and " " not in self.key):
-            problem, self.key = "the key holds characters that no key has", None
-        if problem is not None:
-            self.unusable = ErrorInfo(type="authentication_error", code="no_api_key", message=f"{name}: {problem}")
-        headers = (value for value in upstream.headers.values() if len(value) >= _SECRET_CHARS)
-        self._secrets = [*headers, *([self.key] if self.key else [])]
-
-    def url(self, request: WireRequest) -> str:
-        """Where a request goes. A query of the base URL (Azure's api-version) stays."""
-        base = urlsplit(self.upstream.base_url)
-        return urlunsplit((base.scheme, base.netloc, base.path.rstrip("/") + request.path, base.query, ""))
-
-    def blame(self, info: ErrorInfo) -> ErrorInfo:
-        """The error with the upstream's name, and without its secrets."""
-        message = shorten(f"{self._name}: {redact(info.message, self._secrets)}")
-        code = redact(info.code, self._secrets) if info.code else info.code
-        return info.model_copy(update={"message": message, "code": code})
+    def _client(self, upstream: Upstream) -> httpx.AsyncClient:
+        """The client for an upstream: one for all that trust and go through the same."""
+        clients = self._entered()
+        way = (upstream.ca_file, upstream.proxy)
+        client = clients.get(way)
+        if client is None:
+            client = clients[way] = new_client(ca_file=upstream.ca_file, proxy=upstream.proxy)
+        return client
 
 
-def _no_dialect(name: str, upstream: Upstream) -> ErrorInfo:
-    message = f"{name}: this worker does not speak the dialect {upstream.dialect!r}"
-    return ErrorInfo(type="invalid_request", code="unknown_dialect", message=message)
+def choices_asked(body: Mapping[str, Any], *, native: bool) -> int:
+    """How many choices a request asks for."""
+    config = body.get("generationConfig")
+    n = config.get("candidateCount") if native and isinstance(config, dict) else body.get("n")
+    return n if isinstance(n, int) and not isinstance(n, bool) and n >= 1 else 1

@@ -68,25 +68,32 @@ class Call:
     """What an adapter must know of the call whose answer it reads.
 
     `job_id`, `model` and `created` (Unix seconds) stand in for what the upstream leaves out. `n` is the number of
-    choices asked for. `max_event_bytes` bounds what is held of one event, or of an answer that is not streamed.
+    choices asked for, and `choice` the index of the first of them, where each has a call of its own:
+    then `answer_id` is the id of all of them.
+    `max_event_bytes` bounds what is held of one event, or of an answer that is not streamed.
     """
 
     job_id: str
     model: str
     created: int
     n: int = 1
+    choice: int = 0
+    answer_id: str | None = None
     max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class WireRequest:
-    """One POST. `path` comes after the base URL's own. The headers are kept out of the repr: they hold the key."""
+    """One POST. `path` comes after the API's root, `query` beside what the base URL has of it."""
 
     path: str
     headers: Mapping[str, str] = field(repr=False)
     body: Mapping[str, Any] = field(repr=False)
+    query: Mapping[str, str] = field(default_factory=dict)
     #: Whether the answer is asked for as a stream. One that is not comes in one piece, after as long as it takes.
     streamed: bool = True
+    #: Fields of the request that the API has no word for, left out because the upstream's settings say so.
+    dropped: tuple[str, ...] = ()
 
 
 class Adapter(Protocol):
@@ -104,10 +111,16 @@ class Adapter(Protocol):
 
 
 class Dialect(Protocol):
-    """One kind of chat API."""
+    """One kind of chat API. `one_answer`: a call gets one choice, so that for n of them n calls are made."""
 
-    def request(self, body: Mapping[str, Any], upstream: Upstream, api_key: str | None) -> WireRequest:
-        """How to ask for this chat.completions body. The body is not changed."""
+    one_answer: bool
+
+    def request(self, body: Mapping[str, Any], upstream: Upstream, *, native: bool = False) -> WireRequest:
+        """How to ask for this chat.completions body, or with `native` this body of the API's own.
+
+        The body is not changed. The key, and what the upstream's settings add to each call, are not added here.
+        Raises InvalidRequest for a field that the API has no word for.
+        """
 
     def adapter(self, call: Call) -> Adapter:
         """A reader for the answer to one call."""

@@ -44,8 +44,10 @@ _QUOTED_BYTES: Final = 200
 class OpenAI:
     """The dialect. It has no state; one serves all upstreams."""
 
-    def request(self, body: Mapping[str, Any], upstream: Upstream, api_key: str | None) -> WireRequest:
-        """How to ask. Streamed, with usage, unless the body says otherwise.
+    one_answer = False
+
+    def request(self, body: Mapping[str, Any], upstream: Upstream, *, native: bool = False) -> WireRequest:  # noqa: ARG002
+        """How to ask. Streamed, with usage, unless the body says otherwise. A native body is the same.
 
         A body with `"stream_options": null` is sent without any, for servers that refuse them.
         """
@@ -53,15 +55,7 @@ class OpenAI:
         wire = {**body, "stream": streamed}
         if streamed:
             _set_stream_options(wire, upstream)
-        headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if streamed else "application/json",
-            "accept-encoding": "identity",
-        }
-        if api_key:
-            headers["authorization"] = f"Bearer {api_key}"
-        headers.update({name.lower(): value for name, value in upstream.headers.items()})
-        return WireRequest(path="/chat/completions", headers=headers, body=wire, streamed=streamed)
+        return WireRequest(path="/chat/completions", headers={}, body=wire, streamed=streamed)
 
     def adapter(self, call: Call) -> OpenAIAdapter:
         """A reader for one answer."""

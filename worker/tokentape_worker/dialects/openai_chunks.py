@@ -202,7 +202,7 @@ class Chunks:
     def _settle_identity(self, value: dict[str, Any]) -> None:
         if self._id:
             return
-        id_ = value.get("id")
+        id_ = self._call.answer_id or value.get("id")
         self._id = str(id_) if id_ else f"chatcmpl-{self._call.job_id.removeprefix('job_')}"
         model = value.get("model")
         self._model = model if isinstance(model, str) and model else self._call.model
@@ -235,7 +235,7 @@ class Chunks:
 
     def _index(self, choice: dict[str, Any], place: int) -> int:
         if self._call.n == 1:
-            return 0
+            return self._call.choice
         index = choice.get("index")
         return index if isinstance(index, int) and not isinstance(index, bool) and index >= 0 else place
 
