@@ -29,7 +29,7 @@ from ..sse import Event, EventTooLarge
 from . import Call, Piece, Verdict, WireRequest
 from .anthropic_blocks import Blocks
 from .body import Body, read_json
-from .native_chunks import ChunkWriter, failure, number
+from .native_chunks import ChunkWriter, Unwritable, failure, number
 
 DONE: Final = b"[DONE]"
 #: The version whose answers are read here. A later one refuses fields that clients still send.
@@ -83,6 +83,7 @@ class AnthropicAdapter:
         self._blocks = Blocks(self._chunks, call.choice)
         self._message_id: object = None
         self._counts: dict[str, int] = {}
+        self._usage_written: dict[str, Any] | None = None
         self._error: ErrorInfo | None = None
         self._begun = False
         self._sentinel = False
@@ -123,7 +124,10 @@ class AnthropicAdapter:
         for event in events:
             if self.ended:
                 break
-            pieces += self._take(event)
+            try:
+                pieces += self._take(event)
+            except Unwritable as error:
+                self._error = failure("malformed_response", f"sent what no chunk can hold: {error}")
         return pieces
 
     def _take(self, event: Event) -> list[Piece]:
@@ -183,10 +187,10 @@ class AnthropicAdapter:
     def _delta(self, value: dict[str, Any]) -> list[Piece]:
         self._count(value.get("usage"))
         delta = value.get("delta")
-        if not isinstance(delta, dict):
-            return []
-        reason = delta.get("stop_reason")
-        if not isinstance(reason, str) or not reason:
+        reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+        if self._chunks.state(self._index).finish_reason is not None:
+            return self._later_usage()
+        if not isinstance(delta, dict) or not isinstance(reason, str) or not reason:
             return []
         pieces = self._blocks.stop_all()
         extra: dict[str, Any] = {}
@@ -196,7 +200,17 @@ class AnthropicAdapter:
             extra["stop_sequence"] = delta["stop_sequence"]
         if reason not in _FINISH_REASONS or reason == "pause_turn":
             extra["native_finish_reason"] = reason[:100]
-        return pieces + self._chunks.finish(self._index, _FINISH_REASONS.get(reason, "stop"), self._usage(), **extra)
+        self._usage_written = self._usage()
+        word = _FINISH_REASONS.get(reason, "stop")
+        return pieces + self._chunks.finish(self._index, word, self._usage_written, **extra)
+
+    def _later_usage(self) -> list[Piece]:
+        """Gateways may count again after the stop reason."""
+        usage = self._usage()
+        if usage is None or usage == self._usage_written:
+            return []
+        self._usage_written = usage
+        return [self._chunks.usage(usage)]
 
     def _refusal(self, delta: dict[str, Any]) -> list[Piece]:
         details = delta.get("stop_details")

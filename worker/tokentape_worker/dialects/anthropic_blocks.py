@@ -2,7 +2,7 @@
 
 | block | delta |
 |---|---|
-| text | content; its citations, at its end, as annotations |
+| text | content; its citations as annotations, at the end of the message |
 | thinking | reasoning_content; at its end, with its signature, one of `thinking_blocks` |
 | redacted_thinking | one of `thinking_blocks` |
 | tool_use | a tool call; its input as fragments of arguments |
@@ -10,6 +10,8 @@
 
 `thinking_blocks` are what the next turn has to send back, word for word and signed. They come whole and not in pieces,
 so that the text of the thinking stands on the tape once while it flows and once where it is needed.
+
+Annotations come all at once, as the API sends them: they have no index, and openai-python refuses a second list.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class _Block:
     fragments: list[str] = field(default_factory=list)
     input: object = None
     thinking: list[str] = field(default_factory=list)
-    signature: list[str] = field(default_factory=list)
+    signature: str = ""
     citations: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -48,6 +50,7 @@ class Blocks:
         self._index = index
         self._open: dict[int, _Block] = {}
         self._thoughts = 0
+        self._annotations: list[dict[str, Any]] = []
 
     def take(self, kind: str, value: dict[str, Any]) -> list[Piece]:
         """A content_block_ event."""
@@ -70,7 +73,8 @@ class Blocks:
         if kind == "text":
             self._open[place] = state
             pieces += self._chunks.content(self._index, _text(block.get("text")))
-            for citation in block.get("citations") or ():
+            citations = block.get("citations")
+            for citation in citations if isinstance(citations, list) else ():
                 pieces += self._delta(place, {"type": "citations_delta", "citation": citation})
         elif kind == "thinking":
             self._open[place] = state
@@ -101,7 +105,7 @@ class Blocks:
             block.thinking.append(text)
             return self._chunks.reasoning(self._index, text)
         if kind == "signature_delta":
-            block.signature.append(_text(delta.get("signature")))
+            block.signature = _text(delta.get("signature"))  # whole each time, so the last one stands
         elif kind == "citations_delta" and isinstance(delta.get("citation"), dict):
             block.citations.append(delta["citation"])
         elif kind == "input_json_delta" and block.kind == "tool_use":
@@ -118,13 +122,21 @@ class Blocks:
             return []
         if block.kind == "tool_use":
             return self._end_of_call(block)
-        if block.kind == "thinking" and (signature := "".join(block.signature)):
-            return self._thought({"type": "thinking", "thinking": "".join(block.thinking), "signature": signature})
-        return self._annotations(block) if block.citations else []
+        if block.kind == "thinking" and block.signature:
+            thinking = "".join(block.thinking)
+            return self._thought({"type": "thinking", "thinking": thinking, "signature": block.signature})
+        span = {"start_index": block.starts_at, "end_index": self._chunks.state(self._index).length}
+        self._annotations += [_annotation(citation, span) for citation in block.citations]
+        return []
 
     def stop_all(self) -> list[Piece]:
-        """The message is over: so are the blocks whose end did not come."""
-        return [piece for place in list(self._open) for piece in self._stop(place)]
+        """The message is over: so are the blocks whose end did not come. What they cited follows."""
+        pieces = [piece for place in list(self._open) for piece in self._stop(place)]
+        if self._annotations:
+            pieces += self._chunks.begin(self._index)
+            pieces.append(self._chunks.delta(self._index, {"annotations": self._annotations}))
+            self._annotations = []
+        return pieces
 
     def _end_of_call(self, block: _Block) -> list[Piece]:
         if not block.fragments:
@@ -139,13 +151,6 @@ class Blocks:
         entry = {"index": self._thoughts, **thought}
         self._thoughts += 1
         return [*self._chunks.begin(self._index), self._chunks.delta(self._index, {"thinking_blocks": [entry]})]
-
-    def _annotations(self, block: _Block) -> list[Piece]:
-        span = {"start_index": block.starts_at, "end_index": self._chunks.state(self._index).length}
-        return [
-            *self._chunks.begin(self._index),
-            self._chunks.delta(self._index, {"annotations": [_annotation(one, span) for one in block.citations]}),
-        ]
 
 
 def _annotation(citation: dict[str, Any], span: dict[str, int]) -> dict[str, Any]:

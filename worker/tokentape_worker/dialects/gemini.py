@@ -28,7 +28,7 @@ from ..sse import Event, EventTooLarge
 from . import Call, Piece, Verdict, WireRequest
 from .body import Body, read_json
 from .gemini_candidate import Candidate
-from .native_chunks import ChunkWriter, failure, number
+from .native_chunks import ChunkWriter, Unwritable, failure, number
 
 _FINISH_REASONS: Final = {
     "STOP": "stop",
@@ -112,7 +112,10 @@ class GeminiAdapter:
         for event in events:
             if self.ended:
                 break
-            pieces += self._take(event)
+            try:
+                pieces += self._take(event)
+            except Unwritable as error:
+                self._error = failure("malformed_response", f"sent what no chunk can hold: {error}")
         return pieces
 
     def _take(self, event: Event) -> list[Piece]:

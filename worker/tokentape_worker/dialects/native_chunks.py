@@ -10,13 +10,22 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from tokentape.chunk import ChatCompletionChunk
 from tokentape.job import ErrorInfo
 
 from . import Call, Piece
 from .body import write_json
 
+#: Every chunk has the id and the model in it, so a long one would be written as often as there are chunks.
+_MAX_NAME_CHARS: Final = 256
+
 _read_chunk: Final = ChatCompletionChunk.__pydantic_validator__.validate_json
+
+
+class Unwritable(ValueError):
+    """What an upstream sent cannot stand in a chunk: it is nested too deeply, mostly."""
 
 
 @dataclass(slots=True)
@@ -49,8 +58,8 @@ class ChunkWriter:
     def identify(self, id_: object, model: object) -> None:
         """What the upstream calls the answer, and which model gave it. The first that is said stays."""
         if not self.choices:
-            self._id = self._id or (id_ if isinstance(id_, str) else "")
-            self._model = self._model or (model if isinstance(model, str) else "")
+            self._id = self._id or (id_[:_MAX_NAME_CHARS] if isinstance(id_, str) else "")
+            self._model = self._model or (model[:_MAX_NAME_CHARS] if isinstance(model, str) else "")
             self._head = b""
 
     def state(self, index: int) -> ChoiceState:
@@ -117,7 +126,10 @@ class ChunkWriter:
         return self.chunk([], usage)
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> Piece:
-        """A chunk of these choices. Only the choices are written each time: the rest is the same in every chunk."""
+        """A chunk of these choices. Only the choices are written each time: the rest is the same in every chunk.
+
+        Raises Unwritable.
+        """
         if not self._head:
             identity = {
                 "id": self.id,
@@ -127,8 +139,15 @@ class ChunkWriter:
             }
             self._head = write_json(identity)[:-1]
         tail = b"}" if usage is None else b',"usage":' + write_json(usage) + b"}"
-        data = self._head + b',"choices":' + write_json(choices) + tail
-        return Piece(_read_chunk(data), data)
+        try:
+            data = self._head + b',"choices":' + write_json(choices) + tail
+            return Piece(_read_chunk(data), data)
+        except ValidationError as error:
+            raise Unwritable(
+                error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
+            ) from None
+        except ValueError as error:
+            raise Unwritable(str(error)) from None
 
     def finished(self) -> bool:
         """Whether there are choices, and each came to a finish reason."""
@@ -148,5 +167,10 @@ def number(value: object) -> int | None:
 
 
 def arguments_json(value: object) -> str:
-    """A call's arguments as JSON text; what is no object is none."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else "{}"
+    """A call's arguments as JSON text; what is no object is none. Raises Unwritable."""
+    if not isinstance(value, dict):
+        return "{}"
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise Unwritable(str(error)) from None
