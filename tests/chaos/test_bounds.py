@@ -101,7 +101,7 @@ def test_a_worker_that_cannot_publish_stops_reading_upstream(
     stage: Stage, proxy: Proxy, publishers: list[Watched]
 ) -> None:
     bound = 2 * MIB
-    requests, jobs = submitted(stage, 2, first_token_ms=500, **LONG)
+    requests, jobs = submitted(stage, 2, first_token_ms=3000, **LONG)
     sizes: dict[str, Any] = {"max_output_bytes": 32 * MIB, "max_unpublished_bytes": bound}
     stage.stack.worker(redis_url=proxy.url, lease_s=60.0, **sizes)
     wait_until(lambda: stage.stack.simulator.active == 2)
