@@ -161,6 +161,7 @@ class _Link:
     def _happen(self, then: Callable[[], object]) -> None:
         then()
         self._proxy.struck.set()
+        self._proxy.wait_open()  # where it stalled, a link is silent too: it breaks once the network is back
         _close(self._client)
         _close(self._server)
 
