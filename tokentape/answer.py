@@ -3,7 +3,8 @@
 Whoever holds a request can work out, word for word, what the simulator says to it, so a test or a demo
 compares a whole answer and not just its shape. What an answer depends on:
 
-    model, messages            the digest; with the choice's index, the seed of every word
+    model, messages            the digest; with the choice's index, the seed of every word. Of the messages only what is
+                               said counts (`said.py`), so that a request in another API's words is the same request
     n, tools, tool_choice, parallel_tool_calls, logprobs, max_tokens, stream_options    as the real API has them
     simulate                   how much to say, how fast, and what goes wrong: a `Script`
 
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InvalidRequest
 from .job import canonical_json
+from .said import said
 from .schema_sample import sample
 from .script import Script
 
@@ -164,7 +166,7 @@ class Answer:
         return self._envelope("chat.completion", [self._choice_whole(choice) for choice in self.choices], self.usage())
 
     def usage(self) -> dict[str, Any]:
-        """Tokens of the prompt (a quarter of its bytes) and of all choices."""
+        """Tokens of the prompt (a quarter of the bytes of what it says) and of all choices."""
         completion_tokens = sum(choice.tokens for choice in self.choices)
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -216,12 +218,13 @@ def answer(request: dict[str, Any], defaults: Script | None = None) -> Answer:
     """
     asked = _validated(_Request, request, ())
     script = _script(asked.simulate, defaults or Script())
-    digest = request_digest(request)
+    words = said(asked.messages)
+    digest = _digest(asked.model, words)
     return Answer(
         digest=digest,
         model=asked.model,
         choices=tuple(_choice(asked, script, digest, index) for index in range(asked.n or 1)),
-        prompt_tokens=len(canonical_json(request["messages"])) // 4 + 1,
+        prompt_tokens=len(canonical_json(words)) // 4 + 1,
         script=script,
         stream=bool(asked.stream),
         include_usage=bool(asked.stream and asked.stream_options and asked.stream_options.include_usage),
@@ -245,8 +248,13 @@ def chunks(request: dict[str, Any], defaults: Script | None = None) -> list[dict
 
 
 def request_digest(request: dict[str, Any]) -> str:
-    """What names a request: SHA-256 of its model and messages as canonical JSON."""
-    named = {"model": request["model"], "messages": request["messages"]}
+    """What names a request: SHA-256 of its model and what its messages say, as canonical JSON."""
+    return _digest(request["model"], said(request["messages"]))
+
+
+def _digest(model: str, words: list[dict[str, Any]]) -> str:
+    # Gemini's API has `models/` before the name of every model, and takes it with and without.
+    named = {"model": model.removeprefix("models/"), "messages": words}
     return hashlib.sha256(canonical_json(named)).hexdigest()
 
 
@@ -319,15 +327,35 @@ def _calls(asked: _Request, script: Script, seed: str) -> tuple[ToolCall, ...]:
     if not functions or choice == "none":
         return ()
     count = script.tool_calls
-    if isinstance(choice, dict) and isinstance(choice.get("function"), dict):
-        functions = [function for function in functions if function.name == choice["function"].get("name")]
+    names = _allowed(choice)
+    if names is not None:
+        functions = [function for function in functions if function.name in names]
         if not functions:
             raise InvalidRequest("names a function that is not among the tools", field="tool_choice")
-    if choice is not None and choice != "auto":
+    if _mode(choice) != "auto":
         count = max(count, 1)  # "required", or a function by name
     if asked.parallel_tool_calls is False:
         count = min(count, 1)
     return tuple(_call(functions[k % len(functions)], f"{seed}:call:{k}") for k in range(count))
+
+
+def _allowed(choice: str | dict[str, Any] | None) -> list[object] | None:
+    """The names of the functions that a tool_choice leaves; None where it leaves all."""
+    if not isinstance(choice, dict):
+        return None
+    among = choice.get("allowed_tools")
+    tools = among.get("tools") if isinstance(among, dict) else [choice]
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    return names if names or isinstance(among, dict) else None
+
+
+def _mode(choice: str | dict[str, Any] | None) -> object:
+    """Whether a call must be made; of a function by name it must."""
+    if not isinstance(choice, dict):
+        return choice or "auto"
+    among = choice.get("allowed_tools")
+    return among.get("mode", "auto") if isinstance(among, dict) else "required"
 
 
 def _call(function: _Function, seed: str) -> ToolCall:

@@ -2,6 +2,9 @@
 
 A plan is an iterator of packets and what comes after the last of them. It does no I/O and knows no time: the
 simulator sends it, at the pace of the script.
+
+How a chunk is written is the business of a `Wire`, one for each dialect (`simulator_dialects.py`). A packet is what one
+chunk of chat.completions amounts to there, be it several events or none; so pace and faults are the same in all.
 """
 
 from __future__ import annotations
@@ -11,16 +14,14 @@ import json
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain, cycle, repeat
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from .answer import Answer
     from .script import Fault, Script
 
-_DONE: Final = b"data: [DONE]\n\n"
-_NOT_JSON: Final = b'data: {"id": "chatcmpl-cut", "choices": [{"index": 0, "delta"\n\n'
 _LINE_ENDS: Final = (b"\n", b"\r\n", b"\r")
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -50,7 +51,8 @@ def http_error(script: Script, *, limited: bool) -> tuple[int, dict[str, str], d
     return status, headers, body
 
 
-_FAILED: Final = error_body("The simulator was told to fail here.", "server_error", code="simulated_error")
+#: What the fault `error_event` says.
+FAILED: Final = error_body("The simulator was told to fail here.", "server_error", code="simulated_error")
 _FILLER: Final = {
     "id": "chatcmpl-huge",
     "object": "chat.completion.chunk",
@@ -60,8 +62,31 @@ _FILLER: Final = {
 }
 
 
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(data).encode() + b"\n\n"
+class Wire(Protocol):
+    """Writes one answer in a dialect. It may keep what was said so far, so each answer has its own.
+
+    Line ends are LF here, and `line_end` once the answer is sent.
+    """
+
+    content_type: str
+    headers: Mapping[str, str]
+    line_end: bytes
+    #: The end marker; empty where there is none.
+    done: bytes
+    #: An event, or what has begun as one, that is not JSON.
+    malformed: bytes
+
+    def packet(self, chunk: dict[str, Any]) -> bytes:
+        """The events that a chunk amounts to; empty for none. Called for each chunk, in order."""
+
+    def whole(self) -> dict[str, Any]:
+        """The answer as one JSON object."""
+
+    def failure(self) -> dict[str, Any]:
+        """The error FAILED, in the dialect's shape."""
+
+    def failed(self) -> bytes:
+        """The event that carries it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,62 +97,71 @@ class Plan:
     then: Literal["end", "close", "stall"] = "end"
 
 
-def plan(answer: Answer, fault: Fault | None, split: bool) -> Plan:
+def plan(answer: Answer, fault: Fault | None, split: bool, wire: Wire) -> Plan:
     """The body for an answer that meets `fault`, which must be one that lets a body begin. `split` cuts its bytes."""
-    whole = _plan_stream(answer, fault) if answer.stream else _plan_whole(answer, fault)
-    return Plan(_split(whole.packets, answer), whole.then) if split else whole
+    whole = _plan_stream(answer, fault, wire) if answer.stream else _plan_whole(fault, wire)
+    if split:
+        return Plan(_split(whole.packets, answer), whole.then)
+    if answer.stream and wire.line_end != b"\n":
+        return Plan((packet.replace(b"\n", wire.line_end) for packet in whole.packets), whole.then)
+    return whole
 
 
-def _plan_stream(answer: Answer, fault: Fault | None) -> Plan:
+def _plan_stream(answer: Answer, fault: Fault | None, wire: Wire) -> Plan:
     if fault is None:
-        return Plan(_with_done(map(_event, answer.chunks())))
-    events: list[bytes] = []
-    unfinished = 0  # chunks before the first finish reason: no fault comes later, or the answer would be whole
-    for chunk in answer.chunks():
-        events.append(_event(chunk))
-        if unfinished + 1 == len(events) and not any(choice["finish_reason"] for choice in chunk["choices"]):
-            unfinished += 1
+        return Plan(_with_done(map(wire.packet, answer.chunks()), wire))
     if fault == "no_done":
-        return Plan(iter(events))
+        return Plan(map(wire.packet, answer.chunks()))
+    chunks = list(answer.chunks())
+    # Chunks before the first finish reason: no fault comes later, or the answer would be whole.
+    unfinished = next(
+        (at for at, chunk in enumerate(chunks) if any(choice["finish_reason"] for choice in chunk["choices"])),
+        len(chunks),
+    )
     after = answer.script.fault_after
-    struck = _strike(fault, events, unfinished // 2 if after is None else min(after, unfinished))
-    return Plan(_with_done(struck.packets)) if fault == "malformed" else struck
+    at = unfinished // 2 if after is None else min(after, unfinished)
+    before = map(wire.packet, chunks[:at])
+    if fault == "malformed":
+        return Plan(_with_done(chain(before, (wire.malformed,), map(wire.packet, chunks[at:])), wire))
+    if fault == "error_event":
+        return Plan(chain(before, (wire.failed() for _ in range(1))))  # written when its turn comes
+    if fault == "huge":
+        return Plan(chain(before, map(wire.packet, repeat(_FILLER))))
+    return _broken_off(fault, before)
 
 
-def _plan_whole(answer: Answer, fault: Fault | None) -> Plan:
-    body = to_json(answer.completion()).encode()
+def _plan_whole(fault: Fault | None, wire: Wire) -> Plan:
+    if fault == "error_event":
+        return Plan(iter((to_json(wire.failure()).encode(),)))
+    body = to_json(wire.whole()).encode()
     if fault is None or fault == "no_done":
         return Plan(iter((body,)))
-    if fault == "error_event":
-        return Plan(iter((to_json(_FAILED).encode(),)))
-    return _strike(fault, [body[: len(body) // 2], body[len(body) // 2 :]], 1)
-
-
-def _strike(fault: Fault, packets: Sequence[bytes], at: int) -> Plan:
-    before = packets[:at]
-    if fault == "truncate":
-        return Plan(iter(before))
-    if fault == "disconnect":
-        return Plan(iter(before), "close")
-    if fault == "stall":
-        return Plan(iter(before), "stall")
+    half, rest = body[: len(body) // 2], body[len(body) // 2 :]
     if fault == "malformed":
-        return Plan(chain(before, (_NOT_JSON,), packets[at:]))
-    if fault == "error_event":
-        return Plan(chain(before, (_event(_FAILED),)))
+        return Plan(iter((half, wire.malformed, rest)))
     if fault == "huge":
-        return Plan(chain(before, repeat(_event(_FILLER))))
+        return Plan(chain((half,), map(wire.packet, repeat(_FILLER))))
+    return _broken_off(fault, iter((half,)))
+
+
+def _broken_off(fault: Fault, before: Iterator[bytes]) -> Plan:
+    if fault == "truncate":
+        return Plan(before)
+    if fault == "disconnect":
+        return Plan(before, "close")
+    if fault == "stall":
+        return Plan(before, "stall")
     raise AssertionError(f"{fault} does not strike in a body")
 
 
-def _with_done(events: Iterable[bytes]) -> Iterator[bytes]:
-    """[DONE] rides in the last chunk's packet, as it does with the real API: no pace comes between them."""
-    last = b""
-    for event in events:
-        if last:
+def _with_done(packets: Iterable[bytes], wire: Wire) -> Iterator[bytes]:
+    """The end marker rides in the last chunk's packet, as [DONE] does with the real API: no pace between them."""
+    last: bytes | None = None
+    for packet in packets:
+        if last is not None:
             yield last
-        last = event
-    yield last + _DONE
+        last = packet
+    yield (last or b"") + wire.done
 
 
 def _split(packets: Iterable[bytes], answer: Answer) -> Iterator[bytes]:

@@ -1,12 +1,14 @@
-"""A scripted chat API, for the demo, the tests and the benchmarks: OpenAI's shape, answers that can be checked.
+"""A scripted chat API, for the demo, the tests and the benchmarks: answers that can be checked, in three dialects.
 
-    POST /v1/chat/completions    streamed or whole; what it says is `answer.py`, how is `script.py`
-    GET  /v1/models              the models it was told to list; it answers for any model
-    GET  /stats[?digest=D]       calls so far, calls under way; with a digest, calls of that request
+    POST /v1/chat/completions           OpenAI's
+    POST /v1/messages                   Anthropic's
+    POST /v1beta/models/M:generateContent, :streamGenerateContent    Gemini's; also below /v1
+    GET  /v1/models                     the models it was told to list; it answers for any model
+    GET  /stats[?digest=D]              calls so far, calls under way; with a digest, calls of that request
 
-A call is planned first (`answer_plan.py`) and then sent, at the script's pace: with an interval, one chunk is one
-packet (the socket has TCP_NODELAY); without one, chunks are joined up to 64 KiB and the reader's speed
-holds the writer back. A client that leaves cancels its call, at whatever point that is.
+Streamed or whole; what it says is `answer.py`, how is `script.py`, in which words `simulator_dialects.py`. A request
+gets the same answer in each dialect that it is translated to. A call is planned first (`answer_plan.py`) and then sent
+(`simulator_send.py`). A client that leaves cancels its call, at whatever point that is.
 
 Needs aiohttp. The expected answers can be had from `tokentape.answer` without it.
 """
@@ -22,19 +24,21 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from http import HTTPStatus
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict, Unpack, cast
 
 import click
 
 from .answer import Answer, answer, chunks, expected_completion, expected_text, request_digest
-from .answer_plan import error_body, http_error, plan, to_json
+from .answer_plan import error_body, http_error, to_json
 from .errors import ConfigError, ExtraMissing, InvalidRequest
 from .job import MAX_REQUEST_BYTES
 from .script import FAULTS, Fault, Script
+from .simulator_anthropic import Anthropic
+from .simulator_dialects import OpenAI, Posted, Refusal, SimulatedDialect
+from .simulator_gemini import Gemini
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from aiohttp.typedefs import Handler
 
@@ -42,6 +46,8 @@ try:
     from aiohttp import web
 except ImportError as error:
     raise ExtraMissing("the simulator", "local") from error
+
+from .simulator_send import respond, wait_until_left
 
 __all__ = [
     "FAULTS",
@@ -60,8 +66,9 @@ __all__ = [
 
 DEFAULT_MODELS: Final = ("simulated",)
 
-#: Chunks due at the same time are joined up to this size: what aiohttp lets through before it waits for the reader.
-_BATCH_BYTES: Final = 64 * 1024
+#: OpenAI's last: it takes every path that is no other's.
+_DIALECTS: Final[tuple[SimulatedDialect, ...]] = (Anthropic(), Gemini(), OpenAI())
+
 #: Requests whose calls are counted one by one; the oldest are forgotten.
 _COUNTED_REQUESTS: Final = 65_536
 #: Connections that wait to be accepted. A thousand streams are opened at once in the benchmarks.
@@ -117,8 +124,9 @@ class Simulator:
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
-        app = web.Application(middlewares=[_in_openai_shape], client_max_size=_MAX_BODY_BYTES)
-        app.router.add_post("/v1/chat/completions", self._chat)
+        app = web.Application(middlewares=[_in_its_shape], client_max_size=_MAX_BODY_BYTES)
+        for path in (path for dialect in _DIALECTS for path in dialect.paths):
+            app.router.add_post(path, self._chat)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/stats", self._stats)
         # aiohttp leaves the handler of a client that left alone, unless it is told to cancel it.
@@ -142,8 +150,13 @@ class Simulator:
     @property
     def base_url(self) -> str:
         """What an OpenAI client takes as its base URL; ends in /v1."""
+        return f"{self.root_url}/v1"
+
+    @property
+    def root_url(self) -> str:
+        """What Anthropic's and Google's clients take, who put the version there themselves."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}/v1"
+        return f"http://{host}:{self._port}"
 
     @property
     def active(self) -> int:
@@ -156,7 +169,13 @@ class Simulator:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         self._check_key(request)
-        asked = answer(_parsed(await request.read()), self.defaults)
+        dialect = _dialect_of(request)
+        posted = Posted(request.path, request.query, request.headers, _parsed(await request.read()))
+        try:
+            chat, wire = dialect.read(posted)
+            asked = answer(chat, self.defaults)
+        except RecursionError:
+            raise InvalidRequest("nested too deeply") from None
         self.calls += 1
         self._by_digest.add(asked.digest)
         # Two tests may send the same words with other scripts to one server: their faults are counted apart.
@@ -165,9 +184,10 @@ class Simulator:
         call = cast("asyncio.Task[Any]", asyncio.current_task())  # never None: aiohttp runs each handler in one
         self._under_way.add(call)
         try:
-            return _instead(asked.script, fault) or await _respond(request, asked, fault, split)
+            instead = _instead(dialect, asked.script, fault)
+            return instead or await respond(request, asked, wire(asked), fault, split)
         except ConnectionError:  # a write found out before the cancellation came
-            await _wait_until_left()
+            await wait_until_left()
         finally:
             self._under_way.discard(call)
 
@@ -185,7 +205,7 @@ class Simulator:
     def _check_key(self, request: web.Request) -> None:
         if self._api_key is None:
             return
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        given = _dialect_of(request).key(request.headers, request.query)
         if not hmac.compare_digest(given.encode(errors="surrogateescape"), self._api_key.encode()):
             raise web.HTTPUnauthorized(text="Incorrect API key provided.")
 
@@ -204,24 +224,36 @@ def _json(body: dict[str, Any], *, status: int = 200, headers: dict[str, str] | 
     return web.Response(text=to_json(body), status=status, headers=headers, content_type="application/json")
 
 
+def _dialect_of(request: web.Request) -> SimulatedDialect:
+    return next(dialect for dialect in _DIALECTS if dialect.owns(request.path))
+
+
+def _refused(dialect: SimulatedDialect, status: int, headers: dict[str, str], body: dict[str, Any]) -> web.Response:
+    """An error that is said in OpenAI's shape, in the dialect's own."""
+    refusal = dialect.refusal(Refusal(status, headers, body))
+    return _json(refusal.body, status=refusal.status, headers=refusal.headers)
+
+
 @web.middleware
-async def _in_openai_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever is refused is refused as OpenAI's API would."""
+async def _in_its_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever is refused is refused as the API that was asked would."""
     try:
         return await handler(request)
     except InvalidRequest as error:
-        return _json(error_body(str(error), "invalid_request_error", param=error.field), status=400)
+        body = error_body(str(error), "invalid_request_error", param=error.field)
+        return _refused(_dialect_of(request), 400, {}, body)
     except web.HTTPException as error:  # no key, no such path, another method, a body over the limit
         code = "invalid_api_key" if error.status == HTTPStatus.UNAUTHORIZED else None
         body = error_body(error.text or error.reason, "invalid_request_error", code=code)
-        return _json(body, status=error.status, headers={k: v for k, v in error.headers.items() if k == "Allow"})
+        headers = {name: value for name, value in error.headers.items() if name == "Allow"}
+        return _refused(_dialect_of(request), error.status, headers, body)
 
 
-def _instead(script: Script, fault: Fault | None) -> web.Response | None:
+def _instead(dialect: SimulatedDialect, script: Script, fault: Fault | None) -> web.Response | None:
     """The response that a fault gives in place of an answer; None where there is an answer to begin."""
     if fault in ("status", "rate_limit"):
         status, headers, body = http_error(script, limited=fault == "rate_limit")
-        return _json(body, status=status, headers=headers)
+        return _refused(dialect, status, headers, body)
     if fault == "html":
         return web.Response(text=_HTML, content_type="text/html")
     if fault == "empty":
@@ -229,79 +261,6 @@ def _instead(script: Script, fault: Fault | None) -> web.Response | None:
     if fault == "wrong_json":
         return _json({"status": "ok", "result": ["not", "a", "completion"]})
     return None
-
-
-async def _respond(request: web.Request, asked: Answer, fault: Fault | None, split: bool) -> web.StreamResponse:
-    if fault == "stall_before":
-        await _wait_until_left()
-    if fault == "disconnect_before":
-        await _close(request)
-    body = plan(asked, fault, split)
-    response = web.StreamResponse(headers={"Cache-Control": "no-cache", "X-Request-Id": f"req_{asked.digest[:32]}"})
-    response.content_type = "text/event-stream" if asked.stream else "application/json"
-    response.charset = "utf-8"
-    script = asked.script
-    if not asked.stream:
-        # The whole answer takes as long as its chunks would have taken.
-        await asyncio.sleep((script.first_token_ms + script.interval_ms * script.chunks) / 1000)
-    await response.prepare(request)
-    if asked.stream and script.first_token_ms:
-        await asyncio.sleep(script.first_token_ms / 1000)
-    if split:
-        await _send_apart(response, body.packets)
-    elif asked.stream and script.interval_ms:
-        await _send_paced(response, body.packets, script.interval_ms / 1000)
-    else:
-        await _send_joined(response, body.packets)
-    if body.then == "close":
-        await _close(request)
-    if body.then == "stall":
-        await _wait_until_left()
-    await response.write_eof()
-    return response
-
-
-async def _send_paced(response: web.StreamResponse, packets: Iterable[bytes], interval_s: float) -> None:
-    """One packet an interval, counted from the first, so that delays do not add up."""
-    loop = asyncio.get_running_loop()
-    due = loop.time()
-    for packet in packets:
-        # Also where it is late already: a stream that catches up must let the others run.
-        await asyncio.sleep(max(0.0, due - loop.time()))
-        await response.write(packet)
-        due += interval_s
-
-
-async def _send_joined(response: web.StreamResponse, packets: Iterable[bytes]) -> None:
-    batch = bytearray()
-    for packet in packets:
-        batch += packet
-        if len(batch) >= _BATCH_BYTES:
-            await response.write(bytes(batch))
-            batch.clear()
-            await asyncio.sleep(0)
-    await response.write(bytes(batch))
-
-
-async def _send_apart(response: web.StreamResponse, packets: Iterator[bytes]) -> None:
-    """Each packet a write of its own. The loop turns now and then, so that readers see them come apart."""
-    while group := tuple(islice(packets, 8)):
-        for packet in group:
-            await response.write(packet)
-        await asyncio.sleep(0)
-
-
-async def _close(request: web.Request) -> NoReturn:
-    """Close the connection. What was written before still goes out, the end of the body does not."""
-    if request.transport is not None:
-        request.transport.close()
-    await _wait_until_left()
-
-
-async def _wait_until_left() -> NoReturn:
-    """Wait for the cancellation that comes when the connection is gone."""
-    await asyncio.get_running_loop().create_future()
-    raise AssertionError("nobody resolves this future")
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -374,6 +333,11 @@ class SimulatorThread:
     def base_url(self) -> str:
         """As the Simulator's."""
         return self._simulator.base_url
+
+    @property
+    def root_url(self) -> str:
+        """As the Simulator's."""
+        return self._simulator.root_url
 
     @property
     def active(self) -> int:
