@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from tokentape.errors import InvalidRequest
 
 
@@ -18,6 +21,12 @@ class Drops:
             raise InvalidRequest(f"{why} (drop_unsupported of the upstream would leave it out)", field=field)
         if field not in self._fields:
             self._fields.append(field)
+
+    def beyond(self, known: Collection[str], value: Mapping[str, Any], field: str) -> None:
+        """The same for whatever an object holds beside the fields that are known. A null asks for nothing."""
+        for name, inner in value.items():
+            if inner is not None and name not in known:
+                self.unsupported(f"{field}.{name}", "the upstream's API has no counterpart")
 
     @property
     def fields(self) -> tuple[str, ...]:

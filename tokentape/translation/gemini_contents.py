@@ -1,32 +1,23 @@
-"""The turns of a conversation, as Gemini's generateContent takes them. See gemini."""
+"""The turns of a conversation, as Gemini's generateContent takes them. See gemini.
+
+A call's thought signature stands on the part with the call, word for word, and the message's own on its last text: a
+turn of a thinking model is refused without them. A result goes by the name of its function; the id beside it is sent
+where Gemini gave it, and is left out where it was made here for a call that came without one.
+"""
 
 from __future__ import annotations
 
-import json
-import mimetypes
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
-
-from tokentape.errors import InvalidRequest
 
 from .drops import Drops
-from .request import (
-    arguments_of,
-    calls_of,
-    data_url,
-    file_of,
-    object_at,
-    objects_at,
-    parts_of,
-    said_by_assistant,
-    text_at,
-    text_in,
-)
+from .media import Media, file_of, image_of
+from .request import arguments_of, calls_of, object_at, parts_of, read_json, said_by_assistant, text_at, text_in
+from .request import turns_of as read_turns
 
 Part = dict[str, Any]
 
-#: Ids that were made for calls that came without one. Gemini does not know them.
+#: How the ids begin that were made for calls that came without one. Gemini does not know them.
 _MADE_ID = "call_"
 
 
@@ -35,22 +26,17 @@ def contents_of(body: Mapping[str, Any], drops: Drops) -> tuple[list[Part], list
     system: list[Part] = []
     turns: list[dict[str, Any]] = []
     names: dict[str, str] = {}
-    for where, message in objects_at(body, "messages", ""):
-        role = message.get("role")
-        if message.get("name") and role != "tool":
-            drops.unsupported(f"{where}.name", "Gemini's API has no names of participants")
-        if role in ("system", "developer"):
-            system += _parts(message.get("content"), f"{where}.content", drops)
-        elif role == "user":
-            _add(turns, "user", _parts(message.get("content"), f"{where}.content", drops))
-        elif role == "assistant":
+    for where, role, message in read_turns(body, drops):
+        if role == "assistant":
             # A result is sent under the name of the function that was called.
             names |= {str(call.get("id")): name for _, call, name in calls_of(message, where, drops)}
             _add(turns, "model", _assistant(message, where, drops))
         elif role == "tool":
-            _add(turns, "user", [_result(message, where, names, drops)])
+            _add(turns, "user", _result(message, where, names, drops))
+        elif role == "user":
+            _add(turns, "user", _parts(message.get("content"), f"{where}.content", drops))
         else:
-            drops.unsupported(f"{where}.role", f"Gemini's API has no counterpart of the role {role!r}")
+            system += _parts(message.get("content"), f"{where}.content", drops)
     return system, turns
 
 
@@ -64,8 +50,8 @@ def _add(turns: list[dict[str, Any]], role: str, parts: list[Part]) -> None:
 
 
 def _assistant(message: Mapping[str, Any], where: str, drops: Drops) -> list[Part]:
-    texts = (part["text"] for _, part in said_by_assistant(message, where, drops))
-    parts: list[Part] = [{"text": text} for text in texts if text]
+    said = [_text(part, at, drops) for at, part in said_by_assistant(message, where, drops)]
+    parts = [part for part in said if part["text"]]
     if signature := _signature(message):
         if not parts:
             parts.append({"text": ""})
@@ -79,24 +65,25 @@ def _assistant(message: Mapping[str, Any], where: str, drops: Drops) -> list[Par
     return parts
 
 
-def _result(message: Mapping[str, Any], where: str, names: Mapping[str, str], drops: Drops) -> Part:
+def _result(message: Mapping[str, Any], where: str, names: Mapping[str, str], drops: Drops) -> list[Part]:
     call_id = text_at(message, "tool_call_id", where)
     name = names.get(call_id)
     if name is None:
-        raise InvalidRequest("no tool call before it has this id", field=f"{where}.tool_call_id")
+        drops.unsupported(f"{where}.tool_call_id", "no function call before it has this id")
+        return []
     texts = []
     for at, part in parts_of(message.get("content"), f"{where}.content"):
         if part["type"] == "text":
-            texts.append(text_in(part, at))
+            texts.append(_text(part, at, drops)["text"])
         else:
-            drops.unsupported(at, f"a tool's result is text here, not {part['type']!r}")
-    return {"functionResponse": {**_id(call_id), "name": name, "response": _response("\n".join(texts))}}
+            drops.unsupported(f"{at}.type", f"a tool's result is text here, not {part['type']!r}")
+    return [{"functionResponse": {**_id(call_id), "name": name, "response": _response("\n".join(texts))}}]
 
 
 def _response(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = read_json(text)
+    except ValueError:
         value = text
     return value if isinstance(value, dict) else {"result": value}
 
@@ -108,32 +95,38 @@ def _parts(content: object, field: str, drops: Drops) -> list[Part]:
 def _part(part: Mapping[str, Any], where: str, drops: Drops) -> Part | None:
     kind = part["type"]
     if kind == "text":
-        text = text_in(part, where)
-        return {"text": text} if text else None
-    if kind == "image_url":
-        image = part.get("image_url")
-        image = {"url": image} if isinstance(image, str) else object_at(part, "image_url", where)
-        if image.get("detail") not in (None, "auto"):
-            drops.unsupported(f"{where}.image_url.detail", "levels of detail are not translated")
-        return _media(text_at(image, "url", f"{where}.image_url"), f"{where}.image_url.url")
-    if kind == "file":
-        return _media(file_of(part, where)[0], f"{where}.file.file_data")
+        text = _text(part, where, drops)
+        return text if text["text"] else None
+    if kind not in ("image_url", "file", "input_audio"):
+        drops.unsupported(f"{where}.type", f"Gemini's API takes text, images, files and audio, not {kind!r}")
+        return None
+    drops.beyond({"type", kind}, part, where)
     if kind == "input_audio":
-        audio = object_at(part, "input_audio", where)
-        form = text_at(audio, "format", f"{where}.input_audio")
-        return {"inlineData": {"mimeType": f"audio/{form}", "data": text_at(audio, "data", f"{where}.input_audio")}}
-    drops.unsupported(f"{where}.type", f"Gemini's API takes text, images, files and audio, not {kind!r}")
-    return None
+        return _audio(object_at(part, "input_audio", where), f"{where}.input_audio", drops)
+    media = image_of(part, where, drops) if kind == "image_url" else file_of(part, where, drops)
+    return _media(media, drops) if media is not None else None
 
 
-def _media(url: str, where: str) -> Part:
-    data = data_url(url, where)
+def _text(part: Mapping[str, Any], where: str, drops: Drops) -> Part:
+    drops.beyond({"type", "text"}, part, where)
+    return {"text": text_in(part, where)}
+
+
+def _audio(audio: Mapping[str, Any], where: str, drops: Drops) -> Part | None:
+    drops.beyond({"format", "data"}, audio, where)
+    url = f"data:audio/{text_at(audio, 'format', where)};base64,{text_at(audio, 'data', where)}"
+    return _media(Media(url, f"{where}.data"), drops)
+
+
+def _media(media: Media, drops: Drops) -> Part | None:
+    data = media.data()
     if data is not None:
         return {"inlineData": {"mimeType": data.media_type, "data": data.data}}
-    if not url.lower().startswith(("https://", "http://", "gs://")):
-        raise InvalidRequest("must be an https:, gs: or data: URL", field=where)
-    guessed, _ = mimetypes.guess_type(urlsplit(url).path)
-    return {"fileData": {"fileUri": url, **({"mimeType": guessed} if guessed else {})}}
+    if not media.url.lower().startswith(("https://", "http://", "gs://")):
+        drops.unsupported(media.field, "Gemini's API takes https:, gs: and data: URLs")
+        return None
+    media_type = media.media_type()
+    return {"fileData": {"fileUri": media.url, **({"mimeType": media_type} if media_type else {})}}
 
 
 def _signature(value: Mapping[str, Any]) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import re
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from tokentape.errors import InvalidRequest
 
 from .drops import Drops
 
-#: Fields of chat.completions that steer storage, billing or caching at OpenAI, and the values that ask for nothing.
+#: Values that ask for what every API does anyway, written out.
 _ASKS_FOR_NOTHING: Final[dict[str, tuple[object, ...]]] = {
     "n": (1,),
     "store": (False,),
@@ -24,14 +22,28 @@ _ASKS_FOR_NOTHING: Final[dict[str, tuple[object, ...]]] = {
     "logit_bias": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True,),
+    "prompt_cache_options": ({}, {"mode": "implicit"}),
     "service_tier": ("auto",),
     "verbosity": ("medium",),
     "metadata": ({},),
     "stop": ([],),
     "tools": ([],),
     "functions": ([],),
+    "function_call": ("none", "auto"),
 }
-_DATA_URL: Final = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w-]+=[^;,]*)*)(;base64)?,", re.ASCII)
+#: What an answer holds beside its words and calls, and a client may send back with it. It asks for nothing: it repeats
+#: what stands elsewhere, or it is a signature, which says something to the API alone that wrote it (and is read there).
+_OF_AN_ANSWER: Final = frozenset({
+    "annotations", "extra_content", "parsed", "reasoning", "reasoning_content", "reasoning_details", "thinking_blocks",
+})  # fmt: skip
+_OF_A_TURN: Final = frozenset({"role", "content", "name"})
+_KNOWN: Final[dict[str, frozenset[str]]] = {
+    "system": _OF_A_TURN,
+    "developer": _OF_A_TURN,
+    "user": _OF_A_TURN,
+    "tool": _OF_A_TURN | {"tool_call_id"},
+    "assistant": _OF_A_TURN | _OF_AN_ANSWER | {"refusal", "tool_calls", "audio", "function_call"},
+}
 
 
 class Translation(NamedTuple):
@@ -43,17 +55,6 @@ class Translation(NamedTuple):
     dropped: tuple[str, ...] = ()
 
 
-class DataUrl(NamedTuple):
-    """A file inside the request: base64 `data` without line breaks, and its media type."""
-
-    media_type: str
-    data: str
-
-    def text(self) -> str:
-        """The content of a plain text file."""
-        return base64.b64decode(self.data).decode("utf-8", "replace")
-
-
 def wishes(body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that ask for something: no nulls, and no defaults that were only written out."""
     return {
@@ -63,12 +64,81 @@ def wishes(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def limit_of(asked: Mapping[str, Any], drops: Drops) -> Any:
+    """How many tokens an answer may have; None where the request does not say. `max_tokens` is the older name."""
+    limit, older = asked.get("max_completion_tokens"), asked.get("max_tokens")
+    if limit is not None and older is not None and limit != older:
+        drops.unsupported("max_tokens", "max_completion_tokens says otherwise")
+    return older if limit is None else limit
+
+
+def stops_of(asked: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The stop sequences, each with its path."""
+    stop = asked.get("stop")
+    if stop is None:
+        return []
+    stops = [("stop", stop)] if isinstance(stop, str) else None
+    if isinstance(stop, list):
+        stops = [(f"stop.{index}", text) for index, text in enumerate(stop)]
+    if stops is None or not all(isinstance(text, str) for _, text in stops):
+        raise InvalidRequest("must be a text or a list of texts", field="stop")
+    return stops
+
+
+def format_of(asked: Mapping[str, Any], drops: Drops) -> tuple[str, dict[str, Any]]:
+    """What form the answer is to have: text, json_object or json_schema, and the schema.
+
+    `name` and `strict` ask for nothing: no other API names its schema, or keeps to one by halves.
+    """
+    wanted = asked.get("response_format")
+    if wanted is None:
+        return "text", {}
+    if not isinstance(wanted, Mapping):
+        raise InvalidRequest("must be an object", field="response_format")
+    kind = wanted.get("type")
+    if kind == "json_schema":
+        drops.beyond({"type", "json_schema"}, wanted, "response_format")
+        return kind, _schema(object_at(wanted, "json_schema", "response_format"), drops)
+    if kind in ("text", "json_object"):
+        drops.beyond({"type"}, wanted, "response_format")
+        return kind, {}
+    drops.unsupported("response_format.type", "must be text, json_object or json_schema")
+    return "text", {}
+
+
+def _schema(wanted: Mapping[str, Any], drops: Drops) -> dict[str, Any]:
+    """The description belongs to the schema, which is what the model reads."""
+    where = "response_format.json_schema"
+    drops.beyond({"name", "strict", "schema", "description"}, wanted, where)
+    schema = dict(object_at(wanted, "schema", where))
+    description = wanted.get("description")
+    if description and schema.setdefault("description", description) != description:
+        drops.unsupported(f"{where}.description", "the schema has another one")
+    return schema
+
+
+def turns_of(body: Mapping[str, Any], drops: Drops, *also: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The messages, each with its path and its role, and nothing but what is known. `also`: fields known besides."""
+    for where, message in objects_at(body, "messages", ""):
+        role = message.get("role")
+        known = _KNOWN.get(role) if isinstance(role, str) else None
+        if known is None or not isinstance(role, str):
+            drops.unsupported(f"{where}.role", f"the upstream's API has no counterpart of the role {role!r}")
+            continue
+        if message.get("name") and role != "tool":
+            drops.unsupported(f"{where}.name", "the upstream's API has no names of participants")
+        drops.beyond({*known, *also}, message, where)
+        yield where, role, message
+
+
 def parts_of(content: object, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The parts of a message's content, each with its path; a text is one part."""
     if isinstance(content, str):
         yield field, {"type": "text", "text": content}
         return
-    for index, part in enumerate(content if isinstance(content, list) else ()):
+    if content is not None and not isinstance(content, list):
+        raise InvalidRequest("must be a text, a list of parts, or null", field=field)
+    for index, part in enumerate(content or ()):
         where = f"{field}.{index}"
         if isinstance(part, str):
             yield where, {"type": "text", "text": part}
@@ -96,11 +166,18 @@ def said_by_assistant(message: Mapping[str, Any], field: str, drops: Drops) -> I
             text_in(part, where)
             yield where, part
         elif part["type"] == "refusal":
-            yield where, {"type": "text", "text": str(part.get("refusal") or "")}
+            drops.beyond({"type", "refusal"}, part, where)
+            yield where, {"type": "text", "text": _refusal(part.get("refusal"), f"{where}.refusal")}
         else:
-            drops.unsupported(where, f"an assistant's turn cannot hold {part['type']!r}")
-    if isinstance(message.get("refusal"), str):
-        yield f"{field}.refusal", {"type": "text", "text": message["refusal"]}
+            drops.unsupported(f"{where}.type", f"an assistant's turn cannot hold {part['type']!r}")
+    if message.get("refusal") is not None:
+        yield f"{field}.refusal", {"type": "text", "text": _refusal(message["refusal"], f"{field}.refusal")}
+
+
+def _refusal(said: object, field: str) -> str:
+    if not isinstance(said, str):
+        raise InvalidRequest("must be a text", field=field)
+    return said
 
 
 def calls_of(message: Mapping[str, Any], field: str, drops: Drops) -> Iterator[tuple[str, Mapping[str, Any], str]]:
@@ -109,14 +186,17 @@ def calls_of(message: Mapping[str, Any], field: str, drops: Drops) -> Iterator[t
         if call.get("type", "function") != "function":
             drops.unsupported(f"{where}.type", f"there is no counterpart of {call.get('type')!r} calls")
             continue
-        yield where, call, text_at(object_at(call, "function", where), "name", f"{where}.function")
+        function = object_at(call, "function", where)
+        drops.beyond({"id", "type", "function", "index", "extra_content"}, call, where)
+        drops.beyond({"name", "arguments", "parsed_arguments"}, function, f"{where}.function")
+        yield where, call, text_at(function, "name", f"{where}.function")
 
 
 def text_at(value: Mapping[str, Any], name: str, field: str) -> str:
     """A text that has to be there. Raises InvalidRequest, which names it."""
     text = value.get(name)
     if not isinstance(text, str) or not text:
-        raise InvalidRequest("must be a text that is not empty", field=f"{field}.{name}")
+        raise InvalidRequest("must be a text that is not empty", field=_path(field, name))
     return text
 
 
@@ -124,7 +204,7 @@ def object_at(value: Mapping[str, Any], name: str, field: str) -> Mapping[str, A
     """An object that has to be there. Raises InvalidRequest, which names it."""
     inner = value.get(name)
     if not isinstance(inner, Mapping):
-        raise InvalidRequest("must be an object", field=f"{field}.{name}")
+        raise InvalidRequest("must be an object", field=_path(field, name))
     return inner
 
 
@@ -133,7 +213,7 @@ def objects_at(value: Mapping[str, Any], name: str, field: str) -> list[tuple[st
     inner = value.get(name)
     if inner is None:
         return []
-    where = f"{field}.{name}" if field else name
+    where = _path(field, name)
     if not isinstance(inner, list) or not all(isinstance(entry, Mapping) for entry in inner):
         raise InvalidRequest("must be a list of objects", field=where)
     return [(f"{where}.{index}", entry) for index, entry in enumerate(inner)]
@@ -144,40 +224,32 @@ def arguments_of(function: Mapping[str, Any], field: str) -> dict[str, Any]:
     arguments = function.get("arguments") or "{}"
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
+            arguments = read_json(arguments)
+        except ValueError:
             raise InvalidRequest("must be JSON", field=f"{field}.arguments") from None
     if not isinstance(arguments, dict):
         raise InvalidRequest("must be a JSON object", field=f"{field}.arguments")
     return arguments
 
 
-def data_url(url: str, field: str) -> DataUrl | None:
-    """A data: URL's media type and base64; None for any other URL. Raises InvalidRequest for one that is broken."""
-    if url[:5].lower() != "data:":
-        return None
-    match = _DATA_URL.match(url)
-    if match is None or not match[3] or not match[1]:
-        raise InvalidRequest("a data: URL needs a media type and ;base64", field=field)
-    data = "".join(url[match.end() :].split())
+def read_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError; also for NaN and Infinity, which could not be written again."""
     try:
-        base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("the data is not base64", field=field) from None
-    return DataUrl(match[1].lower(), data)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
-def file_of(part: Mapping[str, Any], field: str) -> tuple[str, Mapping[str, Any]]:
-    """Where a file part's content is: a URL (data: or https:), and the part's own fields.
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
-    chat.completions itself knows `file_data` (a data: URL) and `file_id`. A URL under `file_data` or `file_url` is what
-    the routers in front of several vendors take, and what both other APIs can fetch.
-    """
-    file = object_at(part, "file", field)
-    url = file.get("file_data") or file.get("file_url")
-    if isinstance(url, str) and url:
-        return url, file
-    if isinstance(file.get("file_id"), str):
-        raise InvalidRequest("a file of another vendor's store cannot be sent; use file_data or file_url",
-                             field=f"{field}.file.file_id")  # fmt: skip
-    raise InvalidRequest("needs file_data (a data: URL) or file_url", field=f"{field}.file")
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return value
+
+
+def _path(field: str, name: str) -> str:
+    return f"{field}.{name}" if field else name

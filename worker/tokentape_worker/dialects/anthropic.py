@@ -188,7 +188,7 @@ class AnthropicAdapter:
         self._count(value.get("usage"))
         delta = value.get("delta")
         reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-        if self._chunks.state(self._index).finish_reason is not None:
+        if self._chunks.finished():
             return self._later_usage()
         if not isinstance(delta, dict) or not isinstance(reason, str) or not reason:
             return []

@@ -9,6 +9,7 @@ lines come out as stray ones. Bounded by `max_event_bytes`; sse.EventTooLarge be
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 from ..sse import BOM, DEFAULT_MAX_EVENT_BYTES, Decoder, Event, EventTooLarge
@@ -19,10 +20,17 @@ _MAX_BLANK_BYTES: Final = 64 * 1024
 _CONSTANTS: Final = {"-Infinity": -9999.0}
 
 
+def _float(text: str) -> float | None:
+    value = float(text)
+    if math.isinf(value):  # 1e999, which is as good as Infinity
+        return None if value > 0 else _CONSTANTS["-Infinity"]
+    return value
+
+
 def read_json(data: bytes) -> Any:
     """The value of a JSON text. Invalid UTF-8 becomes U+FFFD, NaN and Infinity null. Raises ValueError."""
     try:
-        return json.loads(data.decode("utf-8", "replace"), parse_constant=_CONSTANTS.get)
+        return json.loads(data.decode("utf-8", "replace"), parse_constant=_CONSTANTS.get, parse_float=_float)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

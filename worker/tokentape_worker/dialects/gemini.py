@@ -9,7 +9,8 @@ refers to its whole text are written once the body is over. Without `alt=sse` th
 | STOP | stop; tool_calls where there were calls |
 | MAX_TOKENS, CONTINUATION | length |
 | SAFETY, RECITATION and their like; a blocked prompt without candidates | content_filter |
-| MALFORMED_FUNCTION_CALL, UNEXPECTED_TOOL_CALL, TOO_MANY_TOOL_CALLS | none: failed, and worth another call |
+| MALFORMED_FUNCTION_CALL, MALFORMED_RESPONSE, UNEXPECTED_TOOL_CALL, … | none: failed, and worth another call |
+| MISSING_THOUGHT_SIGNATURE | none: failed, and would again, because the request lacks it |
 
 A body that is over before every candidate has a reason was cut, and so was one with fewer candidates than asked for.
 """
@@ -23,7 +24,7 @@ from tokentape.job import ErrorInfo
 from tokentape.settings import Upstream
 from tokentape.translation import translate
 
-from ..classify import from_payload, is_error
+from ..classify import from_payload, is_error, redact, shorten
 from ..sse import Event, EventTooLarge
 from . import Call, Piece, Verdict, WireRequest
 from .body import Body, read_json
@@ -36,11 +37,22 @@ _FINISH_REASONS: Final = {
     "CONTINUATION": "length",
     **dict.fromkeys(
         ("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "OTHER", "NO_IMAGE",
-         "MODEL_ARMOR"),
+         "MODEL_ARMOR", "ESCALATION", "PUP_LIMITED_DISABLED"),
         "content_filter",
     ),
 }  # fmt: skip
-_FAILURES: Final = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS"})
+#: Whether another call may go better.
+_FAILURES: Final = {
+    "MALFORMED_FUNCTION_CALL": True,
+    "MALFORMED_RESPONSE": True,
+    "UNEXPECTED_TOOL_CALL": True,
+    "TOO_MANY_TOOL_CALLS": True,
+    "MISSING_THOUGHT_SIGNATURE": False,
+}
+#: As many as the API may be asked for, and more.
+_MAX_CANDIDATES: Final = 128
+#: Of what a candidate says of its end no more is looked at.
+_SAID_CHARS: Final = 2000
 
 
 class Gemini:
@@ -103,7 +115,10 @@ class GeminiAdapter:
             except EventTooLarge as error:
                 pieces = self._too_large(error)
         if not self.ended:
-            pieces += self._end()
+            try:
+                pieces += self._end()
+            except Unwritable as error:
+                self._error = self._unwritable(error)
         finished = self._error is None and self._chunks.finished()
         return pieces, Verdict(self._error, finished, sentinel=False)
 
@@ -115,8 +130,11 @@ class GeminiAdapter:
             try:
                 pieces += self._take(event)
             except Unwritable as error:
-                self._error = failure("malformed_response", f"sent what no chunk can hold: {error}")
+                self._error = self._unwritable(error)
         return pieces
+
+    def _unwritable(self, error: Unwritable) -> ErrorInfo:
+        return failure("malformed_response", f"sent what no chunk can hold: {error}")
 
     def _take(self, event: Event) -> list[Piece]:
         text = event.data.strip()
@@ -146,9 +164,11 @@ class GeminiAdapter:
         self._chunks.identify(value.get("responseId"), value.get("modelVersion"))
         self._count(value.get("usageMetadata"))
         pieces: list[Piece] = []
-        for place, candidate in enumerate(candidates if isinstance(candidates, list) else ()):
-            if isinstance(candidate, dict):
-                pieces += self._take_candidate(candidate, place)
+        listed = [entry for entry in candidates if isinstance(entry, dict)] if isinstance(candidates, list) else []
+        unnumbered = all("index" not in candidate for candidate in listed)
+        for place, candidate in enumerate(listed):
+            # Protobuf leaves a zero out, and some gateways leave out every index: then the place has to do.
+            pieces += self._take_candidate(candidate, place if unnumbered else 0)
         feedback = value.get("promptFeedback")
         blocked = feedback.get("blockReason") if isinstance(feedback, dict) else None
         if isinstance(blocked, str) and blocked and not self._candidates:
@@ -159,8 +179,12 @@ class GeminiAdapter:
 
     def _take_candidate(self, candidate: dict[str, Any], place: int) -> list[Piece]:
         index = candidate.get("index", place)
-        if self._call.n == 1 or not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < 128:
-            index = 0 if self._call.n == 1 else place
+        if self._call.n == 1:
+            index = 0
+        elif not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < _MAX_CANDIDATES:
+            index = place
+        if index >= _MAX_CANDIDATES:
+            return []
         state = self._candidate(index)
         pieces = state.take(candidate)
         reason = candidate.get("finishReason")
@@ -169,8 +193,8 @@ class GeminiAdapter:
         pieces += state.begin()
         if reason in _FAILURES:
             said = candidate.get("finishMessage")
-            message = f"ended its answer with {reason}" + (f": {said}" if isinstance(said, str) else "")
-            self._error = failure(reason.lower(), message)
+            message = f"ended its answer with {reason}" + (f": {said[:_SAID_CHARS]}" if isinstance(said, str) else "")
+            self._error = failure(reason.lower(), shorten(redact(message)), retryable=_FAILURES[reason])
         else:
             self._reasons[index] = reason
         return pieces

@@ -9,11 +9,18 @@ Written at the end, because they refer to the whole text: the signature of the m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from . import Piece
 from .gemini_arguments import PartialArguments
-from .native_chunks import ChunkWriter, arguments_json
+from .native_chunks import ChunkWriter, arguments_json, number
+
+#: Bytes of UTF-8 that begin no character.
+_CONTINUATIONS: Final = bytes(range(0x80, 0xC0))
+#: One page may be cited in a few bytes and is written out each time: real answers stay far below all three.
+_MAX_CITATIONS: Final = 1000
+_MAX_URL_CHARS: Final = 8192
+_MAX_TITLE_CHARS: Final = 1000
 
 
 class Candidate:
@@ -25,7 +32,7 @@ class Candidate:
         self._call: int | None = None  # the call whose arguments come in pieces
         self._arguments = PartialArguments()
         self._signature = ""
-        self._text: list[str] = []
+        self._text = bytearray()  # of the content, in UTF-8: what the search grounded is counted in its bytes
         self._grounding: dict[str, Any] | None = None
 
     @property
@@ -57,7 +64,7 @@ class Candidate:
         delta: dict[str, Any] = {}
         if self._signature:
             delta["extra_content"] = _signed(self._signature)
-        if annotations := _annotations(self._grounding, "".join(self._text)):
+        if annotations := _annotations(self._grounding, bytes(self._text)):
             delta["annotations"] = annotations
         if delta:
             pieces += [*self.begin(), self._chunks.delta(self._index, delta)]
@@ -81,7 +88,7 @@ class Candidate:
             return []
         if part.get("thought"):
             return self._chunks.reasoning(self._index, text)
-        self._text.append(text)
+        self._text += text.encode("utf-8", "replace")
         return self._chunks.content(self._index, text)
 
     def _function_call(self, call: dict[str, Any], signature: str) -> list[Piece]:
@@ -105,7 +112,7 @@ class Candidate:
     def _end_of_call(self) -> list[Piece]:
         if self._call is None:
             return []
-        pieces = self._chunks.arguments(self._index, self._call, arguments_json(self._arguments.value))
+        pieces = self._chunks.arguments(self._index, self._call, arguments_json(self._arguments.finish()))
         self._call, self._arguments = None, PartialArguments()
         return pieces
 
@@ -121,7 +128,8 @@ class Candidate:
                 continue
             at = top[place] if isinstance(top, list) and place < len(top) else None
             others = at.get("candidates") if isinstance(at, dict) else None
-            entry["top_logprobs"] = [one for other in others or () if (one := _token(other)) is not None]
+            others = others if isinstance(others, list) else []
+            entry["top_logprobs"] = [one for other in others if (one := _token(other)) is not None]
             entries.append(entry)
         if not entries:
             return []
@@ -132,49 +140,61 @@ def _token(value: object) -> dict[str, Any] | None:
     if not isinstance(value, dict) or not isinstance(value.get("token"), str):
         return None
     logprob = value.get("logProbability")
-    return {"token": value["token"], "logprob": logprob if isinstance(logprob, int | float) else None, "bytes": None}
+    known = isinstance(logprob, float) or (type(logprob) is int and abs(logprob) < 2**53)
+    return {"token": value["token"], "logprob": logprob if known else None, "bytes": None}
 
 
 def _signed(signature: str) -> dict[str, Any]:
     return {"google": {"thought_signature": signature}}
 
 
-def _annotations(grounding: dict[str, Any] | None, text: str) -> list[dict[str, Any]]:
+def _annotations(grounding: dict[str, Any] | None, text: bytes) -> list[dict[str, Any]]:
     """Citations of pages. Gemini counts bytes of the text in UTF-8, the API characters."""
     if grounding is None:
         return []
     pages = [_page(chunk) for chunk in _objects(grounding.get("groundingChunks"))]
-    encoded = text.encode()
+    supports = _objects(grounding.get("groundingSupports"))
+    spans = [_span(support.get("segment")) for support in supports]
+    characters = _characters(text, {offset for span in spans for offset in span})
     annotations: list[dict[str, Any]] = []
-    for support in _objects(grounding.get("groundingSupports")):
-        segment = support.get("segment")
-        segment = segment if isinstance(segment, dict) else {}
-        span = {
-            "start_index": _characters(encoded, segment.get("startIndex", 0)),
-            "end_index": _characters(encoded, segment.get("endIndex", 0)),
-        }
+    for support, (begin, end) in zip(supports, spans, strict=True):
+        span = {"start_index": characters[begin], "end_index": characters[end]}
         places = support.get("groundingChunkIndices")
         for place in places if isinstance(places, list) else ():
             page = pages[place] if isinstance(place, int) and 0 <= place < len(pages) else None
-            if page is not None:
+            if page is not None and len(annotations) < _MAX_CITATIONS:
                 annotations.append({"type": "url_citation", "url_citation": {**span, **page}})
     if not annotations:
         annotations = [{"type": "url_citation", "url_citation": page} for page in pages if page is not None]
-    return annotations
+    return annotations[:_MAX_CITATIONS]
 
 
 def _page(chunk: dict[str, Any]) -> dict[str, Any] | None:
     web = chunk.get("web")
-    if not isinstance(web, dict) or not isinstance(web.get("uri"), str):
+    if not isinstance(web, dict) or not isinstance(web.get("uri"), str) or len(web["uri"]) > _MAX_URL_CHARS:
         return None
     title = web.get("title")
-    return {"url": web["uri"], "title": title if isinstance(title, str) else None}
+    return {"url": web["uri"], "title": title[:_MAX_TITLE_CHARS] if isinstance(title, str) else None}
 
 
 def _objects(value: object) -> list[dict[str, Any]]:
     return [entry if isinstance(entry, dict) else {} for entry in value] if isinstance(value, list) else []
 
 
-def _characters(encoded: bytes, offset: object) -> int:
-    end = offset if isinstance(offset, int) and offset >= 0 else 0
-    return len(encoded[:end].decode("utf-8", "ignore"))
+def _span(segment: object) -> tuple[int, int]:
+    """Where a segment begins and ends, in bytes. A zero is left out."""
+    if not isinstance(segment, dict):
+        return 0, 0
+    begin, end = (number(segment.get(name)) or 0 for name in ("startIndex", "endIndex"))
+    return begin, end
+
+
+def _characters(text: bytes, offsets: set[int]) -> dict[int, int]:
+    """How many characters begin before each offset. Goes through the text once, however many there are."""
+    characters: dict[int, int] = {}
+    at = count = 0
+    for offset in sorted(offsets):
+        count += len(text[at:offset].translate(None, _CONTINUATIONS))
+        characters[offset] = count
+        at = max(at, min(offset, len(text)))
+    return characters

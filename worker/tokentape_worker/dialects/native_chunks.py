@@ -143,9 +143,8 @@ class ChunkWriter:
             data = self._head + b',"choices":' + write_json(choices) + tail
             return Piece(_read_chunk(data), data)
         except ValidationError as error:
-            raise Unwritable(
-                error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
-            ) from None
+            wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            raise Unwritable(wrong["msg"]) from None
         except ValueError as error:
             raise Unwritable(str(error)) from None
 
