@@ -16,7 +16,9 @@ class TestTools:
             "function": {**WEATHER["function"], "strict": True},
             "cache_control": {"type": "ephemeral"},
         }
-        loose: dict[str, Any] = {"function": {"name": "any", "description": None, "parameters": {"properties": {}}, "strict": False}}
+        loose: dict[str, Any] = {
+            "function": {"name": "any", "description": None, "parameters": {"properties": {}}, "strict": False}
+        }
 
         tools = said(tools=[strict, CLOCK, loose])["tools"]
 

@@ -9,13 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokentape.chunk import ChatCompletionChunk
 from tokentape_worker.classify import MAX_MESSAGE_CHARS, from_payload, from_response, redact
 from tokentape_worker.dialects import Call, Piece, Verdict
-from tokentape_worker.dialects.openai import OpenAI
+from tokentape_worker.route import DIALECTS
 
 JOB_ID = "job_0123456789abcdef0123456789abcdef"
 _CASES = [
@@ -48,9 +49,40 @@ def chunk_of(delta: Any, choice: dict[str, Any], fields: dict[str, Any]) -> dict
 
 FIELDS = st.dictionaries(NAMES, OBJECTS, max_size=3)
 CHUNKS = st.builds(chunk_of, FIELDS | OBJECTS, FIELDS, FIELDS)
+# Of Anthropic and Gemini: what belongs somewhere, with anything in it, so that much of it gets past the first look.
+TYPES = st.sampled_from(
+    ["message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta", "error"]
+)
+BLOCKS = st.builds(
+    lambda kind, fields: {"type": kind, **fields},
+    st.sampled_from(
+        ["text", "thinking", "tool_use", "text_delta", "thinking_delta", "signature_delta", "input_json_delta",
+         "citations_delta", "web_search_tool_result"]
+    ),
+    FIELDS,
+)  # fmt: skip
+MESSAGES = st.builds(
+    lambda kind, index, block, delta, fields: (
+        {"type": kind, "index": index, "content_block": block, "delta": delta, **fields}
+    ),
+    TYPES, st.integers(-1, 3) | ATOMS, BLOCKS | OBJECTS, BLOCKS | FIELDS, FIELDS,
+)  # fmt: skip
+PARTS = st.builds(
+    lambda name, inner, fields: {name: inner, **fields},
+    st.sampled_from(["text", "functionCall", "thoughtSignature", "inlineData", "executableCode"]),
+    st.text(max_size=5) | FIELDS,
+    FIELDS,
+)
+RESPONSES = st.builds(
+    lambda parts, candidate, fields: {"candidates": [{"content": {"parts": parts}, **candidate}], **fields},
+    st.lists(PARTS, max_size=3) | OBJECTS,
+    FIELDS,
+    FIELDS,
+)
 EVENTS = st.one_of(
-    CHUNKS.map(lambda value: f"data: {json.dumps(value)}\n\n".encode("utf-8", "surrogatepass")),
-    OBJECTS.map(lambda value: f"data: {json.dumps(value)}\n\n".encode("utf-8", "surrogatepass")),
+    (CHUNKS | MESSAGES | RESPONSES | OBJECTS).map(
+        lambda value: f"data: {json.dumps(value)}\n\n".encode("utf-8", "surrogatepass")
+    ),
     st.sampled_from([b"data: [DONE]\n\n", b": c\n\n", b"event: error\n", b"\r\n", b'{"error": 1}\n', b"<p>\n"]),
     st.binary(max_size=20),
 )
@@ -79,23 +111,26 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(body)
 
 
-def read(data: bytes, places: list[int], n: int) -> tuple[list[Piece], Verdict]:
-    adapter = OpenAI().adapter(Call(JOB_ID, "m", created=1, n=n, max_event_bytes=4096))
+def read(dialect: str, data: bytes, places: list[int], n: int) -> tuple[list[Piece], Verdict]:
+    adapter = DIALECTS[dialect].adapter(Call(JOB_ID, "m", created=1, n=n, max_event_bytes=4096))
     pieces = [piece for begin, end in pairwise(places) for piece in adapter.feed(data[begin:end])]
     last, verdict = adapter.close()
     return pieces + last, verdict
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
 @settings(max_examples=300)
 @given(
     data=mutated() | st.lists(EVENTS, max_size=8).map(b"".join) | st.binary(max_size=200),
     cuts=st.lists(st.integers(0, 6000), max_size=6),
     n=st.integers(1, 3),
 )
-def test_any_bytes_in_any_cut_give_pieces_that_can_be_read_and_a_verdict(data: bytes, cuts: list[int], n: int) -> None:
-    pieces, verdict = read(data, sorted({0, len(data), *(cut for cut in cuts if cut < len(data))}), n)
+def test_any_bytes_in_any_cut_give_pieces_that_can_be_read_and_a_verdict(
+    dialect: str, data: bytes, cuts: list[int], n: int
+) -> None:
+    pieces, verdict = read(dialect, data, sorted({0, len(data), *(cut for cut in cuts if cut < len(data))}), n)
 
-    whole_pieces, whole_verdict = read(data, [0, len(data)], n)
+    whole_pieces, whole_verdict = read(dialect, data, [0, len(data)], n)
     assert [piece.data for piece in pieces] == [piece.data for piece in whole_pieces]
     assert verdict == whole_verdict
     for piece in pieces:
@@ -105,6 +140,8 @@ def test_any_bytes_in_any_cut_give_pieces_that_can_be_read_and_a_verdict(data: b
         assert piece.chunk.model
     assert verdict.completed or verdict.error is not None
     assert not (verdict.completed and not pieces)
+    # What comes out is bound by what came in: an envelope for each piece, and each piece took some bytes.
+    assert sum(len(piece.data) for piece in pieces) <= 5000 + 100 * len(data)
 
 
 @given(
