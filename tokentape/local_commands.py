@@ -42,9 +42,11 @@ _DEMO_NEEDS: Final = ("aiohttp", "httpx", "httpx_aiohttp", "rich", "structlog", 
 def simulate(
     host: str, port: int, models: tuple[str, ...], api_key_env: str | None, as_json: bool, **script: Any
 ) -> None:
-    """Run a scripted chat API for tests and demos. It has OpenAI's shape, and its answers can be known beforehand.
+    """Run a scripted chat API for tests and demos, whose answers can be known beforehand.
 
-    A request may have a script of its own, under "simulate". Stop it with Ctrl-C.
+    It speaks OpenAI's chat completions below /v1, and without the /v1 Anthropic's Messages and Gemini's
+    generateContent, each with the answer that the same request gets from the others. A request may have a script
+    of its own, under "simulate". Stop it with Ctrl-C.
 
     \b
     Examples:
