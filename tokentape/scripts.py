@@ -77,7 +77,7 @@ class Dialect:
 
     def loading(self) -> list[Command]:
         """The commands that load every script."""
-        return [("SCRIPT LOAD", script.plain if self._plain else script.source) for script in self.scripts]
+        return [("SCRIPT", "LOAD", script.plain if self._plain else script.source) for script in self.scripts]
 
     def loaded(self, replies: list[Any]) -> bool:
         """Judge the replies to `loading`: False means load again, now without the flags line."""

@@ -53,6 +53,7 @@ from .lease import Lease
 from .ledger import Ledger, LedgerClosed
 from .limits import Limits
 from .ownership import Delivery, Ownership
+from .packed import PackedServer
 from .pipelined import Pipelined
 from .publisher import Publisher
 from .run import Run, Stop
@@ -172,13 +173,13 @@ class _Service:
         self._own_tape_server = settings.tape_url not in (None, settings.redis_url)
         tape_client = connect_async(settings.tape_url or "") if self._own_tape_server else queue_client
         self._queue = AsyncServer(queue_client, ())
-        tapes = AsyncServer(tape_client, tape.SCRIPTS)
         self._tape_client = tape_client
-        self._tapes = Pipelined(tapes)
+        self._tapes = Pipelined(AsyncServer(tape_client, tape.SCRIPTS))
+        self._packed = PackedServer(tape_client, tape.SCRIPTS)
         self._ledger = Ledger(Server(connect(settings.redis_url), (*own.SCRIPTS, *limits.SCRIPTS)))
         self._lease_server = Server(_brief(connect(settings.redis_url), settings), own.SCRIPTS)
         self._publisher = Publisher(
-            tapes,
+            self._packed,
             max_unpublished_bytes=settings.max_unpublished_bytes,
             resend_bytes=settings.resend_bytes,
             storage_wait_s=settings.storage_wait_s,
@@ -545,6 +546,7 @@ class _Service:
         await self._in_time(in_thread(self._worker.teardown))
         await self._tapes.close()
         await self._in_time(in_thread(self._ledger.close))
+        await self._packed.close()
         # Each waits until what it had to send is sent.
         await self._in_time(self._queue.client.aclose())
         if self._own_tape_server:
