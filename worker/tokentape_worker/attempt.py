@@ -188,6 +188,7 @@ class Attempt:
     async def _stream(self, body: dict[str, Any]) -> tuple[ErrorInfo | None, float | None]:
         """One call. -> None where it was answered in full; else the error, and when upstream wants the next call."""
         published_bytes = 0
+        publisher = self._services.publisher
         try:
             async with self._services.upstreams.call(
                 self._claim.upstream, body, job_id=self._claim.tape.job_id, native=self._claim.head.native
@@ -204,7 +205,8 @@ class Attempt:
                         return ErrorInfo(type="output_too_large", message=message), None
                     self._track.put([piece.data for piece in pieces])
                     self._chunks += len(pieces)
-                    await self._services.publisher.room()
+                    if not publisher.has_room:
+                        await publisher.room()
                 verdict = call.verdict.error
                 return verdict, verdict.retry_after_s if verdict else None
         except UpstreamError as error:

@@ -18,13 +18,14 @@ T = TypeVar("T")
 class Patience:
     """Waits of one task, one at a time. `close` it when the last one is over."""
 
-    __slots__ = ("_deadline", "_expired", "_loop", "_task", "_timer")
+    __slots__ = ("_deadline", "_expired", "_loop", "_task", "_timer", "_waits")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._deadline = 0.0
         self._expired = False
-        self._task: asyncio.Task[object] | None = None  # who waits now
+        self._task: asyncio.Task[object] | None = None  # who waits; asking for it costs 2 µs, so it is asked once
+        self._waits = False
         self._timer: asyncio.TimerHandle | None = None
 
     def now(self) -> float:
@@ -39,11 +40,9 @@ class Patience:
         elif deadline < self._timer.when():
             self._timer.cancel()
             self._timer = self._loop.call_at(deadline, self._ring)
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("only a task can wait")
+        task = self._task or self._this_task()
         cancelling = task.cancelling()
-        self._task = task
+        self._waits = True
         try:
             return await awaitable
         except asyncio.CancelledError:
@@ -51,8 +50,7 @@ class Patience:
                 raise TimeoutError from None
             raise
         finally:
-            self._task = None
-            self._expired = False
+            self._waits = self._expired = False
 
     def close(self) -> None:
         """Let the timer go. Safe to repeat."""
@@ -60,9 +58,15 @@ class Patience:
             self._timer.cancel()
             self._timer = None
 
+    def _this_task(self) -> asyncio.Task[object]:
+        self._task = asyncio.current_task()
+        if self._task is None:
+            raise RuntimeError("only a task can wait")
+        return self._task
+
     def _ring(self) -> None:
         self._timer = None
-        if self._task is None:
+        if self._task is None or not self._waits:
             return  # nobody waits; the next wait sets a timer of its own
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._ring)

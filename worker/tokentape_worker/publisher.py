@@ -193,8 +193,13 @@ class Publisher:
         """A track for an attempt that was just claimed. `on_verdict` is called when its tape takes no more."""
         return Track(self, tape, attempt, token, on_verdict)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the worker holds less than its bound of unpublished bytes."""
+        return self._unpublished <= self._limit
+
     async def room(self) -> None:
-        """Wait until the worker holds less than its bound of unpublished bytes."""
+        """Wait until it does."""
         await self._room.wait()
 
     def added(self, track: Track, size: int) -> None:

@@ -131,7 +131,9 @@ class UpstreamCall:
             info = self._timed_out() if isinstance(error, TimeoutError) else explain(error)
         else:
             encoding = self._response.headers.get("content-encoding", "identity").strip().lower()
-            reads = self._response.aiter_raw() if encoding == "identity" else self._response.aiter_bytes()
+            # The stream itself is what aiter_raw would read, at the price of one generator more for each read.
+            plain = encoding == "identity"
+            reads = aiter(self._response.stream) if plain else self._response.aiter_bytes()  # type: ignore[arg-type]
             self._reads = cast("AsyncGenerator[bytes, None]", reads)
             if self._response.is_success:
                 return
