@@ -426,8 +426,10 @@ class _Service:
             for name, upstream in self._settings.upstreams.items()
         }
         if served:
-            self._worker.connection.hset(self._keys.upstreams, mapping=served)
-            self._worker.connection.expire(self._keys.upstreams, _ANNOUNCED_FOR_S)
+            with self._worker.connection.pipeline() as both:  # at once: what stands there has an end
+                both.hset(self._keys.upstreams, mapping=served)
+                both.expire(self._keys.upstreams, _ANNOUNCED_FOR_S)
+                both.execute()
 
     def _on_lost(self) -> None:
         """Reaped: others run our jobs now. Drop everything, and begin again under a new name."""
