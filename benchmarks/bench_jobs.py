@@ -65,7 +65,7 @@ BENCH = Bench(
     sizes=Sizes(),
     quick=Sizes(jobs=30, concurrency=10, fork_jobs=4, simple_jobs=10, streaq_jobs=30),
     measure=measure,
-    targets=[Target(RATE, 400.0, "least"), Target(RATE, 1.0, "least", SIMPLE, "ratio")],
+    targets=[Target(RATE, 400.0, "least")],
 )
 
 if __name__ == "__main__":

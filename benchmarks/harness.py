@@ -177,7 +177,7 @@ def report(bench: Bench[Any], size: Any, runs: Sequence[Run]) -> dict[str, Any]:
         "question": bench.question,
         "sizes": dataclasses.asdict(size),
         "runs": len(runs),
-        "figures": [_figure(key, [run.values[key] for run in runs if key in run.values]) for key in keys],
+        "figures": [_figure(key, runs) for key in keys],
         "targets": [_judged(target, runs) for target in bench.targets],
         "curves": [_curve(key, [run.curves[key] for run in runs if key in run.curves]) for key in curves],
         "left_out": {who: why for run in runs for who, why in run.left_out.items()},
@@ -188,9 +188,19 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
-def _figure(key: Key, values: list[float]) -> dict[str, Any]:
+def _figure(key: Key, runs: Sequence[Run]) -> dict[str, Any]:
     what, who, unit = key
-    return {"what": what, "who": who, "unit": unit, **_spread(values), "values": values}
+    values = [run.values[key] for run in runs if key in run.values]
+    ours = (what, OURS, unit)
+    shares = [run.values[ours] / run.values[key] for run in runs if key in run.values and ours in run.values]
+    return {
+        "what": what,
+        "who": who,
+        "unit": unit,
+        **_spread(values),
+        "ours_over_it": None if who == OURS or not shares else statistics.median(shares),
+        "values": values,
+    }
 
 
 def _curve(key: Key, lines: list[Mapping[float, float]]) -> dict[str, Any]:

@@ -97,6 +97,16 @@ def rq_enqueue(url: str, count: int) -> None:
         rq.Queue(QUEUE, connection=connection).enqueue_many([rq.Queue.prepare_data(nothing) for _ in range(count)])
 
 
+def rq_enqueue_streams(url: str, count: int, *arguments: object) -> None:
+    """Jobs that read a stream each, for stock workers."""
+    import redis  # noqa: PLC0415
+    import rq  # noqa: PLC0415
+
+    with redis.Redis.from_url(url) as connection:
+        jobs = [rq.Queue.prepare_data(stream_in_job, arguments) for _ in range(count)]
+        rq.Queue(QUEUE, connection=connection).enqueue_many(jobs)
+
+
 # ---- streaQ
 
 

@@ -80,6 +80,12 @@ class Stack:
         child = self.child(arguments[0], "benchmarks.rivals", *arguments)
         return child, child.wait_json(START_WAIT_S)
 
+    def program(self, *arguments: str) -> Child:
+        """A program of programs.py that has said that it is ready."""
+        child = self.child(arguments[0], "benchmarks.programs", *arguments)
+        child.wait_json(START_WAIT_S)
+        return child
+
     def worker(self, *arguments: str) -> Child:
         """A worker that holds its lease, and so works."""
         self._workers += 1
@@ -107,6 +113,18 @@ class Stack:
     def counted(self, key: str) -> int:
         """How many members a sorted set of the server has."""
         return int(self.redis.zcard(key))
+
+    def ids_file(self, ids: Sequence[str]) -> str:
+        """A file of job ids, for a reader."""
+        path = self.directory / f"{ids[0]}.ids"
+        path.write_text("\n".join(ids))
+        return str(path)
+
+    def rate_until(self, count: int) -> float:
+        """Jobs a second from now until so many have ended."""
+        begun = time.monotonic()
+        self.wait_ended(count)
+        return count / (time.monotonic() - begun)
 
     def wait_ended(self, count: int, wait_s: float = 300.0) -> None:
         wait_for(lambda: self.ended() >= count, f"{count} jobs to end", wait_s)
