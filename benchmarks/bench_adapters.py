@@ -1,33 +1,39 @@
-"""What one clean chunk costs from the bytes of a read to what is published, beside what openai-python spends on it.
+"""What does a chunk cost each adapter, from the bytes of a read to what is published?
 
-    python -m benchmarks.bench_adapters [--chunks 100000] [--json]
-
-CPU of this process, in microseconds a chunk: the median of several rounds, and the fastest and slowest. One chunk is
-one read, as at an upstream that streams. Nothing is sent and nothing is stored. The growth column is what a chunk of
-the long answer costs over what it costs in one of 1,000: 1 is flat.
+CPU of this process; one chunk is one read, as at an upstream that streams. Nothing is sent and nothing is stored. The
+rival is openai-python, on the bytes of the openai dialect, from memory too. `growth` is what a chunk of the long answer
+costs over what it costs in one of 1,000: 1 is flat.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
+import importlib
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import openai
 
 from tokentape.settings import Upstream
 from tokentape_worker.dialects import Call
 from tokentape_worker.route import DIALECTS, Route
 
+from .harness import OURS, Bench, Run, installed, main
+
 JOB_ID = "job_0123456789abcdef0123456789abcdef"
-ROUNDS = 7
+RIVAL = "openai-python, reading only"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    chunks: int = 100_000
+    short: int = 1_000
+    rival_chunks: int = 20_000
 
 
 def openai_reads(count: int) -> list[bytes]:
@@ -103,68 +109,43 @@ def run_openai_python(reads: list[bytes]) -> None:
     headers = {"content-type": "text/event-stream"}
     transport = httpx.MockTransport(lambda _request: httpx.Response(200, headers=headers, stream=Body()))
     http: Any = httpx.Client(transport=transport)
-    client = openai.OpenAI(api_key="none", base_url="http://upstream/v1", http_client=http)
+    client = importlib.import_module("openai").OpenAI(api_key="none", base_url="http://upstream/v1", http_client=http)
     for _ in client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hi"}], stream=True):
         pass
 
 
-def us_per_chunk(run: Callable[[], None], chunks: int) -> float:
+def us_per_chunk(read: Callable[[list[bytes]], None], reads: list[bytes], chunks: int, times: int = 1) -> float:
     gc.collect()
     begun = time.process_time()
-    run()
-    return (time.process_time() - begun) / chunks * 1e6
+    for _ in range(times):
+        read(reads)
+    return (time.process_time() - begun) / (chunks * times) * 1e6
 
 
-def measure(chunks: int) -> list[dict[str, Any]]:
-    """One row for each reader. The rivals take turns, so that a noisy moment hits all of them."""
-    long, short = (
-        {name: make(chunks) for name, make in READS.items()},
-        {name: make(1000) for name, make in READS.items()},
-    )
-    runs: dict[str, Callable[[], None]] = {name: functools.partial(run_adapter, name, long[name]) for name in READS}
-    runs["openai-python"] = lambda: run_openai_python(long["openai"])
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    briefly: dict[str, list[float]] = {name: [] for name in READS}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            times[name].append(us_per_chunk(run, chunks))
-        for name in READS:
-            briefly[name].append(us_per_chunk(functools.partial(run_adapter, name, short[name]), 1000))
-    rival = statistics.median(times["openai-python"])
-    return [
-        {
-            "reader": name,
-            "us_a_chunk": round(statistics.median(values), 2),
-            "fastest": round(min(values), 2),
-            "slowest": round(max(values), 2),
-            "of_openai_python": round(statistics.median(values) / rival, 2),
-            "growth": round(statistics.median(values) / statistics.median(briefly[name]), 2)
-            if name in briefly
-            else None,
-        }
-        for name, values in times.items()
-    ]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_adapters", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--chunks", type=int, default=100_000)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+def measure(sizes: Sizes) -> Run:
+    run = Run()
     Route("default", Upstream())  # what a worker imports is imported
-    rows = measure(options.chunks)
-    if options.json:
-        sys.stdout.write(json.dumps(rows) + "\n")
-        return 0
-    sys.stdout.write(f"{'reader':16}{'µs a chunk':>12}{'fastest':>10}{'slowest':>10}{'of rival':>10}{'growth':>8}\n")
-    for row in rows:
-        growth = "" if row["growth"] is None else row["growth"]
-        sys.stdout.write(f"{row['reader']:16}{row['us_a_chunk']:>12}{row['fastest']:>10}{row['slowest']:>10}"
-                         f"{row['of_openai_python']:>10}{growth:>8}\n")  # fmt: skip
-    return 0
+    for dialect, make in READS.items():
+        adapter = functools.partial(run_adapter, dialect)
+        # Many short answers: one of them is too little to be measured.
+        briefly = us_per_chunk(adapter, make(sizes.short), sizes.short, times=20)
+        cost = us_per_chunk(adapter, make(sizes.chunks), sizes.chunks)
+        run.add(f"CPU a chunk, {dialect}", OURS, "µs", cost)
+        run.add(f"growth, {dialect}", OURS, "times", cost / briefly)
+    if installed(run, RIVAL, "openai"):
+        run_openai_python(openai_reads(1))  # what it imports is imported
+        rival = us_per_chunk(run_openai_python, openai_reads(sizes.rival_chunks), sizes.rival_chunks)
+        run.add("CPU a chunk, openai", RIVAL, "µs", rival)
+    return run
 
+
+BENCH = Bench(
+    id="adapters",
+    question="CPU of each dialect's adapter a chunk, beside openai-python",
+    sizes=Sizes(),
+    quick=Sizes(chunks=200, short=100, rival_chunks=100),
+    measure=measure,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(BENCH))

@@ -8,13 +8,10 @@ that time. `with opening and ending` is the worker's CPU for everything, from th
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 
-from tokentape.child import Child
-
-from .harness import OURS, Bench, Run, Target, cpu_s, installed, main, peak_rss_mb, wait_for
-from .stack import Stack
+from .harness import OURS, Bench, Run, Target, cpu_s, installed, main, peak_rss_mb
+from .stack import Stack, chunks_for
 
 COST = "CPU a chunk"
 RIVAL = "openai-python, reading only"
@@ -27,6 +24,10 @@ class Sizes:
     #: How long is measured, in seconds.
     window_s: float = 6.0
 
+    @property
+    def chunks(self) -> int:
+        return chunks_for(self.window_s, self.streams, self.chunks_per_s)
+
 
 def measure(sizes: Sizes) -> Run:
     run = Run()
@@ -36,17 +37,12 @@ def measure(sizes: Sizes) -> Run:
     return run
 
 
-def _chunks(sizes: Sizes) -> int:
-    """Of one stream: for the window, and for a little before and after it."""
-    return int(sizes.chunks_per_s * (sizes.window_s + 1.0)) + int(sizes.streams / 50) + 5
-
-
 def _ours(run: Run, sizes: Sizes) -> None:
     with Stack(concurrency=sizes.streams) as stack:
         worker = stack.worker()
         begun_s = cpu_s(worker.pid)
-        stack.submit(sizes.streams, _chunks(sizes), 1000 / sizes.chunks_per_s)
-        run.add(COST, OURS, "µs", _in_window(stack, worker, sizes))
+        stack.submit(sizes.streams, sizes.chunks, 1000 / sizes.chunks_per_s)
+        run.add(COST, OURS, "µs", stack.cost_us(worker, sizes.streams, sizes.window_s))
         stack.wait_ended(sizes.streams)
         whole_us = (cpu_s(worker.pid) - begun_s) / stack.upstream()["chunks"] * 1e6
         run.add(f"{COST}, with opening and ending", OURS, "µs", whole_us)
@@ -55,22 +51,10 @@ def _ours(run: Run, sizes: Sizes) -> None:
 
 def _rival(run: Run, sizes: Sizes) -> None:
     with Stack() as stack:
-        arguments = (stack.base_url, str(sizes.streams), str(_chunks(sizes)), str(1000 / sizes.chunks_per_s))
+        arguments = (stack.base_url, str(sizes.streams), str(sizes.chunks), str(1000 / sizes.chunks_per_s))
         reader, _ = stack.rival("openai-reader", *arguments)
-        run.add(COST, RIVAL, "µs", _in_window(stack, reader, sizes))
+        run.add(COST, RIVAL, "µs", stack.cost_us(reader, sizes.streams, sizes.window_s))
         run.add("peak memory", RIVAL, "MB", peak_rss_mb(reader.pid))
-
-
-def _in_window(stack: Stack, reader: Child, sizes: Sizes) -> float:
-    """Microseconds of CPU a chunk, while all streams are under way."""
-    wait_for(lambda: stack.upstream()["active"] == sizes.streams, "all streams to be under way")
-    time.sleep(0.5)  # what opening left behind
-    cpu, chunks = cpu_s(reader.pid), stack.upstream()["chunks"]
-    time.sleep(sizes.window_s)
-    cpu, stats = cpu_s(reader.pid) - cpu, stack.upstream()
-    if stats["active"] < sizes.streams:
-        raise RuntimeError("streams ended while they were measured: this machine is too slow for these sizes")
-    return cpu / (stats["chunks"] - chunks) * 1e6
 
 
 BENCH = Bench(

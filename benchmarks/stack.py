@@ -24,7 +24,7 @@ from tokentape.child import Child
 from tokentape.demo import clean_environment
 from tokentape.embedded import EmbeddedServer
 
-from .harness import wait_for
+from .harness import cpu_s, wait_for
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 #: Until a process serves: imports on a busy machine.
@@ -135,6 +135,25 @@ class Stack:
             stats: dict[str, int] = json.load(answer)
         return stats
 
+    def cost_us(self, reader: Child, streams: int, window_s: float) -> float:
+        """Microseconds of CPU that a process spends on a chunk, while so many streams are under way.
+
+        Chunks are those that the upstream writes in the window. Raises RuntimeError where streams end in it.
+        """
+        wait_for(lambda: self.upstream()["active"] == streams, "all streams to be under way")
+        time.sleep(min(0.5, window_s))  # what opening left behind
+        cpu, chunks = cpu_s(reader.pid), self.upstream()["chunks"]
+        time.sleep(window_s)
+        cpu, stats = cpu_s(reader.pid) - cpu, self.upstream()
+        if stats["active"] < streams:
+            raise RuntimeError("streams ended while they were measured: this machine is too slow for these sizes")
+        return cpu / (stats["chunks"] - chunks) * 1e6
+
+
+def chunks_for(window_s: float, streams: int, chunks_per_s: float) -> int:
+    """How many chunks a stream needs for `cost_us`: for the window, and while the others are opened before it."""
+    return int(chunks_per_s * (window_s + 2.0 + streams / 100)) + 5
+
 
 def body(chunks: int, interval_ms: float = 0.0) -> dict[str, Any]:
     """A request for a paced answer."""
@@ -151,7 +170,9 @@ def rate_between(counts: Sequence[tuple[float, int]]) -> float:
     return (last - first) / (ended - begun)
 
 
-def sample_until(count: int, so_far: Callable[[], int], what: str, wait_s: float = 300.0) -> list[tuple[float, int]]:
+def sample_until(
+    count: int, so_far: Callable[[], int], what: str, wait_s: float = 300.0, every_s: float = 0.02
+) -> list[tuple[float, int]]:
     """Samples from when the first is there until `count` are."""
     samples: list[tuple[float, int]] = []
 
@@ -161,5 +182,5 @@ def sample_until(count: int, so_far: Callable[[], int], what: str, wait_s: float
             samples.append((time.monotonic(), done))
         return done >= count
 
-    wait_for(look, what, wait_s, every_s=0.02)
+    wait_for(look, what, wait_s, every_s)
     return samples
