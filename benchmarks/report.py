@@ -43,6 +43,7 @@ def as_markdown(results: dict[str, Any]) -> str:
         ["", "what", "target", "reached", "lowest", "highest", ""],
         [[report["id"], *row] for report in reports for row in _targets(report)],
     )
+    lines += ["### What lost", "", *(f"- {line}" for line in losses(reports)), "", "### All figures", ""]
     lines += _table(
         ["", "what", "who", "median", "lowest", "highest", "ours / it"],
         [[report["id"], *row] for report in reports for row in _figures(report)],
@@ -53,6 +54,25 @@ def as_markdown(results: dict[str, Any]) -> str:
             lines += _table(head, [["", *(number(point["median"]) for point in curve["points"])]])
         lines += [f"Left out: {who} ({why}).\n" for who, why in report["left_out"].items()]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def losses(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """Every target that was not met or not measured, and every figure in which somebody else is better."""
+    lines = [
+        f"{report['id']}, {target['what']}: the target {said(target)} was {met(target)}."
+        for report in reports
+        for target in report["targets"]
+        if not target["met"]
+    ]
+    for report in reports:
+        for figure in report["figures"]:
+            share = figure["ours_over_it"]
+            # More a second is better, and of everything else less.
+            if share is not None and (share < 1 if figure["unit"] == "/s" else share > 1):
+                lines.append(
+                    f"{report['id']}, {figure['what']}: ours is {number(share)} times that of {figure['who']}."
+                )
+    return lines or ["Nothing: every target was met, and nobody was better at anything."]
 
 
 def _figures(report: dict[str, Any]) -> list[list[str]]:
