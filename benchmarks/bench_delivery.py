@@ -95,7 +95,7 @@ def _through_rival(sizes: Sizes, program: str) -> dict[str, Any]:
 
 BENCH = Bench(
     id="W3",
-    question="Delay from the upstream to a follower, 200 streams at 20 chunks a second",
+    question="Delay from upstream to follower, 200 streams",
     sizes=Sizes(),
     quick=Sizes(streams=3, rival_streams=2, window_s=0.4, warm_s=0.1),
     measure=measure,

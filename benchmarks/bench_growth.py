@@ -5,7 +5,7 @@ the same behind a hundred thousand others?
                 is taken off, so that what is left is the chunks'. CPU of the worker.
     replay      those answers, read again and assembled by a client, by the clock: the fastest of some replays.
     streams     the same number of chunks a second, spread over more and more streams. CPU of the worker.
-    queue       the first jobs of a queue that holds so many. CPU of the worker, its wait for the server not counted.
+    queue       the same number of jobs, from a queue that holds so many; a short one is kept filled. CPU of the worker.
 
 `last over first` says what the right end of a curve is of its left end: at most 1 where nothing grows.
 """
@@ -37,10 +37,11 @@ class Sizes:
     #: Chunks of all answers of one length, at least.
     chunks: int = 20_000
     most_streams: int = 1_000
-    chunks_per_s: float = 2_000.0
-    window_s: float = 4.0
+    #: Slow enough that also those of a single stream come one by one.
+    chunks_per_s: float = 500.0
+    window_s: float = 6.0
     most_queued: int = 100_000
-    #: Jobs whose cost is measured, of those queued.
+    #: Jobs whose cost is measured.
     jobs: int = 1_000
 
 
@@ -100,23 +101,31 @@ def _streams(run: Run, sizes: Sizes, streams: int) -> None:
 
 
 def _queue(run: Run, sizes: Sizes, queued: int) -> None:
-    jobs = min(queued, sizes.jobs)
     with Stack(concurrency=10) as stack:
         stack.submit(queued, chunks=1)
+        left = max(0, sizes.jobs - queued)
         worker = stack.worker()
+
+        def ended_and_filled() -> int:
+            nonlocal left
+            room = min(left, queued - stack.queued())
+            if room > queued // 4:
+                left -= len(stack.submit(room, chunks=1))
+            return stack.ended()
+
         sample_until(1, stack.ended, "the first job", every_s=0.002)
         begun_s = cpu_s(worker.pid)
-        samples = sample_until(jobs, stack.ended, f"{jobs} jobs", every_s=0.002)
+        samples = sample_until(sizes.jobs, ended_and_filled, f"{sizes.jobs} jobs", every_s=0.005)
         cost = (cpu_s(worker.pid) - begun_s) / (samples[-1][1] - samples[0][1])
         run.point(QUEUE, "jobs", "ms", queued, cost * 1e3)
 
 
 BENCH = Bench(
     id="growth",
-    question="Cost a chunk from 100 to 100,000 chunks and 1 to 1,000 streams, a job from 100 to 100,000 queued",
+    question="Cost a chunk in long answers and among many streams, cost a job in a long queue",
     sizes=Sizes(),
     quick=Sizes(
-        longest=1000, chunks=1000, most_streams=10, chunks_per_s=200.0, window_s=0.3, most_queued=1000, jobs=50
+        longest=1000, chunks=1000, most_streams=10, chunks_per_s=200.0, window_s=0.3, most_queued=1000, jobs=200
     ),
     measure=measure,
     targets=[Target(name + GROWTH, 1.25, "most") for name in (LENGTH, REPLAY, STREAMS, QUEUE)],

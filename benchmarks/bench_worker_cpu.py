@@ -59,7 +59,7 @@ def _rival(run: Run, sizes: Sizes) -> None:
 
 BENCH = Bench(
     id="W1",
-    question="CPU of the worker a chunk, 200 streams at 20 chunks a second",
+    question="CPU of the worker a chunk, 200 streams",
     sizes=Sizes(),
     quick=Sizes(streams=3, window_s=0.3),
     measure=measure,

@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import redis
 
@@ -109,6 +109,10 @@ class Stack:
     def ended(self) -> int:
         """Jobs that RQ's books call finished: the last thing that a worker does about a job."""
         return self.counted("rq:finished:tokentape-default")
+
+    def queued(self) -> int:
+        """Jobs that stand in the queue."""
+        return int(cast("int", self.redis.llen("rq:queue:tokentape-default")))
 
     def counted(self, key: str) -> int:
         """How many members a sorted set of the server has."""
