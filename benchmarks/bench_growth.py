@@ -109,7 +109,7 @@ def _queue(run: Run, sizes: Sizes, queued: int) -> None:
         def ended_and_filled() -> int:
             nonlocal left
             room = min(left, queued - stack.queued())
-            if room > queued // 4:
+            if room and (room == left or room > queued // 4):
                 left -= len(stack.submit(room, chunks=1))
             return stack.ended()
 
