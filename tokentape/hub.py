@@ -97,12 +97,16 @@ class Board:
         self._feeds: dict[str, list[Feed]] = {}
         #: Where the read that is under way began, by key: what it returns is no use to a feed that stands before.
         self._asked: dict[str, Position] = {}
+        self._ids: dict[str, str] = {}  # the same as text
+        #: The tapes that are not read from there any more. The others, nearly all, cost the next read nothing.
+        self._moved: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._feeds)
 
     def join(self, feed: Feed) -> None:
         self._feeds.setdefault(feed.tape.key, []).append(feed)
+        self._moved.add(feed.tape.key)
 
     def leave(self, feed: Feed) -> None:
         feeds = self._feeds.get(feed.tape.key, [])
@@ -110,6 +114,7 @@ class Board:
             feeds.remove(feed)
         if not feeds:
             self._feeds.pop(feed.tape.key, None)
+        self._moved.add(feed.tape.key)
 
     def wake(self) -> list[Command]:
         """Makes the read that is under way return. The key goes by itself, also after a crash."""
@@ -117,9 +122,16 @@ class Board:
 
     def read(self) -> Command:
         """The next read: every tape from where its hindmost follower stands."""
-        self._asked = {key: min(feed.after for feed in feeds) for key, feeds in self._feeds.items()}
+        for key in self._moved:
+            if feeds := self._feeds.get(key):
+                self._asked[key] = position = min(feed.after for feed in feeds)
+                self._ids[key] = str(position)
+            else:
+                self._asked.pop(key, None)
+                self._ids.pop(key, None)
+        self._moved.clear()
         head = ("XREAD", "COUNT", READ_COUNT, "BLOCK", self._block_ms, "STREAMS", self.wake_key)
-        return (*head, *self._asked, self._wake_after, *map(str, self._asked.values()))
+        return (*head, *self._asked, self._wake_after, *self._ids.values())
 
     def deliver(self, reply: Any) -> None:
         """Hand out what a read returned."""
@@ -131,6 +143,7 @@ class Board:
             if key == self.wake_key:
                 self._wake_after = text_of(rows[-1][0])
             elif key in self._feeds:
+                self._moved.add(key)
                 self._hand_out(key, rows)
 
     def _hand_out(self, key: str, rows: list[Row]) -> None:
@@ -159,6 +172,7 @@ class Board:
         for feeds in self._feeds.values():
             for feed in feeds:
                 feed.close(reason)
+        self._moved.update(self._feeds)
         self._feeds.clear()
 
 
