@@ -188,15 +188,16 @@ class AsyncServer:
         return understood(reply) if understood else reply
 
     async def _send(self, commands: list[Command], atomic: bool) -> list[Any]:
-        async with round_trip(), self.client.pipeline(transaction=atomic) as pipe:
+        # Its TimeoutError is an OSError: passing trouble.
+        async with asyncio.timeout(_SILENCE_S), self.client.pipeline(transaction=atomic) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
             return list(await pipe.execute(raise_on_error=False))
 
 
-def round_trip() -> asyncio.Timeout:
-    """Bounds one round trip, as a context. Its TimeoutError is an OSError: passing trouble."""
-    return asyncio.timeout(_SILENCE_S)
+def silence_s() -> float:
+    """How long a round trip may take before the server is given up."""
+    return _SILENCE_S
 
 
 class Patience:

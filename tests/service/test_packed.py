@@ -9,7 +9,7 @@ import pytest
 import redis.asyncio
 from redis.exceptions import ConnectionError, NoScriptError, OutOfMemoryError, ReadOnlyError, ResponseError
 
-from tokentape import tape
+from tokentape import connection, tape
 from tokentape.connection import TRANSIENT, AsyncServer, connect_async
 from tokentape.embedded import EmbeddedServer
 from tokentape.scripts import Command, Script
@@ -116,6 +116,19 @@ async def test_replies_of_a_round_trip_that_was_given_up_reach_nobody_else(packe
             await packed.run([("ECHO", "theirs"), ("BLPOP", "packed-nothing", 30)])
 
     assert await packed.run([("ECHO", "mine")]) == [b"mine"]
+
+
+async def test_a_server_that_says_nothing_is_given_up_as_passing_trouble(
+    packed: PackedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await packed.run([("PING",)])
+    monkeypatch.setattr(connection, "_SILENCE_S", 0.05)
+
+    with pytest.raises(TRANSIENT):
+        await packed.run([("BLPOP", "packed-nothing", 30)])
+
+    monkeypatch.undo()
+    assert await packed.run([("ECHO", "found")]) == [b"found"]
 
 
 async def test_a_server_that_is_not_there_is_passing_trouble(unused_tcp_port: int) -> None:

@@ -1,4 +1,4 @@
-"""A bound on each wait of one call, with one timer for all of them.
+"""A bound on each wait of one task, with one timer for all of them.
 
 A stream of twenty chunks a second waits twenty times a second. `asyncio.timeout` around each wait costs about 5 µs, as
 much as reading the chunk. Here a deadline that moves on is a number; the timer looks at it only when it rings, which
