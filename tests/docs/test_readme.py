@@ -5,30 +5,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
-
-import pytest
 
 from tokentape import Settings
 from tokentape.embedded import EmbeddedServer
 from tokentape.tape import KINDS
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+from . import conftest
+from .conftest import ROOT, run_shell
+
+PAGE = ROOT / "README.md"
+README = PAGE.read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return conftest.blocks(PAGE, language)
 
 
 def test_the_scripts_are_there_and_run_in_ci() -> None:
@@ -56,15 +48,10 @@ def test_the_commands_and_the_python_example_run_as_written(valkey: EmbeddedServ
     (example,) = blocks("python")
     (tmp_path / "example.py").write_text(example)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    text = "\n".join(["set -eu", "trap 'kill $(jobs -p)' EXIT", *commands, f"{sys.executable} example.py"])
-    if shutil.which("redis-cli"):
-        text += "\n" + "".join(redis_cli)
-    text = text.replace("redis://127.0.0.1:6379/0", valkey.url).replace("9000", str(free_port()))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    last = redis_cli if shutil.which("redis-cli") else []
+    lines = [block.replace("redis://127.0.0.1:6379/0", valkey.url) for block in [*commands, "python example.py", *last]]
 
-    done = subprocess.run(
-        ["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
-    )
+    done = run_shell(lines, tmp_path, ports=["9000"])
 
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 24
@@ -103,11 +90,3 @@ def test_the_table_of_the_tape_names_every_kind() -> None:
     (section,) = re.findall(r"^## The tape.*?^## ", README, re.DOTALL | re.MULTILINE)
 
     assert all(f"`{kind}`" in section for kind in KINDS)
-
-
-@pytest.mark.parametrize("page", ["README.md", "worker/README.md", "producer/README.md"])
-def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-
-    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert ((ROOT / page).parent / target).exists(), target

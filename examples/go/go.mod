@@ -1,0 +1,3 @@
+module example.com/tokentape-follow
+
+go 1.23
