@@ -1,0 +1,149 @@
+"""The pages of docs/ say what the code says: names, settings, log lines, errors, numbers; and their examples run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import xml.dom.minidom
+from pathlib import Path
+
+import tokentape
+from tokentape import Settings
+
+from .conftest import DOCS, ROOT, Environment, blocks, run_shell, titled
+
+OPERATIONS = (DOCS / "operations.md").read_text()
+HOW_TO = DOCS / "how-to"
+
+
+def sources(*folders: str) -> str:
+    return "\n".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+
+
+# ---- the site
+
+
+def test_the_navigation_names_every_page_and_no_other() -> None:
+    named = re.findall(r"^ .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+
+    assert sorted(named) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_site_is_built_in_ci() -> None:
+    assert "script/docs\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_pictures_are_well_formed_and_small() -> None:
+    for picture in DOCS.glob("*.svg"):
+        xml.dom.minidom.parse(str(picture))
+        assert picture.stat().st_size < 100_000, picture
+
+
+# ---- the reference
+
+
+def test_the_reference_has_every_public_name_once() -> None:
+    pages = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+
+    assert sorted(re.findall(r"^::: tokentape\.(\w+)$", pages, re.MULTILINE)) == sorted(tokentape.__all__)
+
+
+def test_the_reference_has_every_command(tmp_path: Path) -> None:
+    target = tmp_path / "commands.md"
+
+    subprocess.run([sys.executable, ROOT / "script" / "command_reference.py", target], check=True, timeout=60)
+
+    headings = re.findall(r"^## tokentape (.*)$", target.read_text(), re.MULTILINE)
+    assert {"submit", "follow", "result", "cancel", "status", "worker", "batch run", "simulate", "demo"} <= set(
+        headings
+    )
+
+
+# ---- operations
+
+
+def test_the_table_of_log_lines_has_every_warning_and_error_and_nothing_else() -> None:
+    code = sources("worker/tokentape_worker")
+    every = dict(re.findall(r'log\.(?:info|warning|error)\(\s*"([^"]+)"()', code))
+    grave = set(re.findall(r'log\.(?:warning|error)\(\s*"([^"]+)"', code))
+    rows = re.findall(r"^\| (`.*?`) \| (?:info|warning|error) \|", OPERATIONS, re.MULTILINE)
+    listed = set(re.findall(r"`([^`]+)`", " ".join(rows)))
+
+    assert grave
+    assert listed <= set(every)
+    assert grave <= listed
+
+
+def test_the_table_of_errors_has_every_type_that_a_job_ends_with() -> None:
+    code = sources("worker/tokentape_worker", "tokentape")
+    types = set(re.findall(r'ErrorInfo\(\s*type="(\w+)"', code)) - {"not_found"}  # for RQ's record; no tape stands
+    section = OPERATIONS.split("## What a job's error means")[1].split("\n## ")[0]
+
+    assert types
+    assert types <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_the_fields_to_watch_are_those_of_the_overview() -> None:
+    section = OPERATIONS.split("## What to watch")[1].split("\n## ")[0]
+
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(tokentape.Overview.model_fields)
+
+
+def test_the_times_of_recovery_are_those_of_the_readme() -> None:
+    rows = re.findall(r"^\| (?:while|where) the server was .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+    assert len(rows) == 2
+    assert all(row in OPERATIONS for row in rows)
+
+
+# ---- settings
+
+
+def test_settings_that_pages_name_exist() -> None:
+    known = {f"TOKENTAPE_{name.upper()}" for name in Settings.model_fields} | {"TOKENTAPE_CONFIG"}
+
+    for page in DOCS.rglob("*.md"):
+        assert set(re.findall(r"\bTOKENTAPE_[A-Z_]+", page.read_text())) <= known, page
+
+
+def test_the_upstreams_take_the_models_that_the_page_says() -> None:
+    (example,) = blocks(HOW_TO / "upstreams.md", "toml")
+
+    settings = Settings.model_validate(tomllib.loads(example))
+
+    models = ["gpt-4o-mini", "o3", "claude-sonnet-4-5", "gemini-2.5-flash", "azure-chat", "qwen3"]
+    assert [settings.route(model) for model in models] == ["openai", "openai", "claude", "gemini", "azure", "local"]
+
+
+def test_the_example_of_limits_is_read() -> None:
+    (example,) = blocks(HOW_TO / "limits.md", "toml")
+
+    upstream = Settings.model_validate(tomllib.loads(example)).upstreams["default"]
+
+    assert upstream.requests_per_minute == 3000
+    assert upstream.tokens_per_minute == 2_000_000
+
+
+# ---- how-to
+
+
+def test_the_batch_runs_as_written_with_fewer_prompts(service: Environment, tmp_path: Path) -> None:
+    page = HOW_TO / "many-prompts.md"
+    for name, text in titled(page).items():
+        (tmp_path / name).write_text(text.replace("100_000", "200"))
+    exports = [f"export {name}={service[name]}" for name in ("TOKENTAPE_REDIS_URL", "TOKENTAPE_NAMESPACE")]
+
+    done = run_shell([*exports, *blocks(page, "sh"), "python read_answers.py", "python many.py"], tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^row-\d+ [1-9]", done.stdout, re.MULTILINE)) == 200
+    assert len(re.findall(r"^job_\w{32} [1-9]", done.stdout, re.MULTILINE)) == 1000
+
+
+def test_the_command_that_reads_a_tape_is_that_of_the_readme() -> None:
+    (command,) = [block for block in blocks(ROOT / "README.md", "sh") if "XREAD" in block]
+    (shell,) = [block for block in blocks(HOW_TO / "other-languages.md", "sh") if "XREAD" in block]
+
+    assert command in shell
