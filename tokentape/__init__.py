@@ -10,12 +10,46 @@ readers follow it, live or later, and assemble the same completion.
         for piece in job.text():
             print(piece, end="", flush=True)
         completion = job.result()
+
+To begin with
+    Client, AsyncClient     submit, follow, result, cancel, status; blocking, and for asyncio
+    Job, AsyncJob           a handle on one job
+    ChatJob                 a request and how to run it, where an id is wanted before it is submitted
+    Settings, Upstream      what a client and a worker are told; the environment, a file, or arguments
+
+What a client answers
+    ChatCompletion          a whole answer
+    JobView, ErrorInfo      a job as it stands now, and why it ended without an answer
+    Overview                queues and workers now
+
+The tape
+    Entry                   one entry: its id is the cursor to resume after, its data is, by kind,
+    QueuedData              `queued`    what was submitted, and when
+    AttemptData             `attempt`   a worker begins; whatever an earlier attempt said is void
+    ChatCompletionChunk     `chunk`     a piece of the answer
+    EndData                 `end`       how it ended; there is exactly one, and nothing after it
+    Fold, fold              chunks to a completion
+
+Errors, all of them a TokentapeError
+    JobError                the job ended without an answer: JobFailed, JobCancelled, JobExpired
+    ResultTimeout           it has not ended yet, and this call waited long enough
+    Restarted               its text starts over
+    JobNotFound             no such job, or its retention is over
+    InvalidRequest, IdempotencyConflict, BadCursor, ConfigError, ExtraMissing
+                            what the caller can put right
+    CorruptTape             the tape cannot be read
+    RedisUnavailable        the server did not answer in time; submitting with an idempotency key is safe to repeat
+
+Names that end in `_s` are seconds, in `_ms` milliseconds, in `_bytes` bytes; moments (`_at`) are seconds since the
+epoch, `_at_ms` milliseconds.
+`help(tokentape.Client)` says more of each; `tokentape.testing` is the whole stack, or a fake of it, for your own tests.
 """
 
-from .async_client import AsyncClient, AsyncJob
-from .chunk import ChatCompletionChunk
-from .client import Client, Job
-from .completion import ChatCompletion, Fold, fold
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .errors import (
     BadCursor,
     ConfigError,
@@ -33,10 +67,16 @@ from .errors import (
     ResultTimeout,
     TokentapeError,
 )
-from .job import ChatJob, ErrorInfo
-from .operations import JobView, Overview
-from .settings import Settings, Upstream
-from .tape import AttemptData, EndData, Entry, QueuedData
+
+if TYPE_CHECKING:
+    from .async_client import AsyncClient, AsyncJob
+    from .chunk import ChatCompletionChunk
+    from .client import Client, Job
+    from .completion import ChatCompletion, Fold, fold
+    from .job import ChatJob, ErrorInfo
+    from .operations import JobView, Overview
+    from .settings import Settings, Upstream
+    from .tape import AttemptData, EndData, Entry, QueuedData
 
 __version__ = "0.1.0"
 
@@ -75,3 +115,37 @@ __all__ = [
     "Upstream",
     "fold",
 ]
+
+# Everything but the errors is imported when it is first asked for: redis, pydantic and the rest take half a second,
+# which a command that prints its help, or an application that may never submit, need not wait for.
+_HOMES = {
+    "AsyncClient": "async_client",
+    "AsyncJob": "async_client",
+    "AttemptData": "tape",
+    "ChatCompletion": "completion",
+    "ChatCompletionChunk": "chunk",
+    "ChatJob": "job",
+    "Client": "client",
+    "EndData": "tape",
+    "Entry": "tape",
+    "ErrorInfo": "job",
+    "Fold": "completion",
+    "Job": "client",
+    "JobView": "operations",
+    "Overview": "operations",
+    "QueuedData": "tape",
+    "Settings": "settings",
+    "Upstream": "settings",
+    "fold": "completion",
+}
+
+if not TYPE_CHECKING:  # a type checker that saw this would take every name, misspelt ones too
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -13,8 +13,8 @@ object: {"error": {"type": "JobNotFound", "message": …, "exit_code": 3, …}}.
               141  the reader of stdout has gone (as in `| head`), without a word
 
 The commands of this package need no extra to be listed, and none but `simulate` and `demo` to be run. Those of the
-services are found through the entry points `tokentape.commands` and loaded when they are asked for: no arrow points up
-from the library, and help does not wait for the services to be imported.
+services are found through the entry points `tokentape.commands`: no arrow points up from the library. Every command is
+loaded when it is asked for, so that help and `--version` wait for nothing but click.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
 from . import __version__
-from .connection import shown
 from .errors import (
     BadCursor,
     ConfigError,
@@ -45,9 +45,6 @@ from .errors import (
     ResultTimeout,
     TokentapeError,
 )
-from .job_commands import cancel, follow, result, status, submit
-from .local_commands import demo, simulate
-from .settings import DEFAULT_REDIS_URL, ENV_PREFIX, Settings
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -64,6 +61,18 @@ _EXIT_CODES: Final[tuple[tuple[type[TokentapeError], int], ...]] = (
     (ResultTimeout, 4),
     (RedisUnavailable, 5),
 )
+
+
+#: Where the commands of this package are, by the names that they have there, and what help says of them.
+_BUILT_IN: Final = {
+    "submit": ("job_commands", "Submit a chat job."),
+    "follow": ("job_commands", "Read a job's tape as it grows, to its end."),
+    "result": ("job_commands", "Print a job's answer, waiting for it where it is not there yet."),
+    "cancel": ("job_commands", "Cancel a job."),
+    "status": ("job_commands", "Show a job as its tape tells it, or without JOB the queues and the workers."),
+    "simulate": ("local_commands", "Run a scripted chat API for tests and demos."),
+    "demo": ("local_commands", "Show everything at work on this machine."),
+}
 
 
 class _Service(NamedTuple):
@@ -89,19 +98,19 @@ class Commands(click.Group):
     """The built-in commands, and those that are found through entry points."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return [*self.commands, *sorted(_found().keys() - self.commands.keys())]
+        return [*_BUILT_IN, *sorted(_found().keys() - _BUILT_IN.keys())]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        command = super().get_command(ctx, cmd_name)
-        if command is None and cmd_name in _found():
-            command = _load(_found()[cmd_name])
-        return command
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        if cmd_name in _BUILT_IN:
+            command: click.Command = getattr(import_module(f".{_BUILT_IN[cmd_name][0]}", __package__), cmd_name)
+            return command
+        return _load(_found()[cmd_name]) if cmd_name in _found() else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
         for name in self.list_commands(ctx):
-            if name in self.commands:
-                rows.append((name, self.commands[name].get_short_help_str(limit=100)))
+            if name in _BUILT_IN:
+                rows.append((name, _BUILT_IN[name][1]))
             else:
                 known = _SERVICES.get(name)
                 rows.append((name, known.help if known else f"From {_found()[name].module}."))
@@ -161,10 +170,6 @@ def tokentape(ctx: click.Context) -> None:
         ctx.exit(EXIT_USAGE)
 
 
-for _command in (submit, follow, result, cancel, status, simulate, demo):
-    tokentape.add_command(_command)
-
-
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command with the arguments of the process, or with `args`, and exit with its code."""
     given = list(sys.argv[1:] if args is None else args)
@@ -220,6 +225,9 @@ def _message(error: click.ClickException | TokentapeError) -> str:
 
 def _where_redis_was_looked_for() -> str:
     """Which address, without its password, and which setting it came from."""
+    from .connection import shown  # noqa: PLC0415 - see above: what help does not need
+    from .settings import DEFAULT_REDIS_URL, ENV_PREFIX, Settings  # noqa: PLC0415
+
     try:
         settings = Settings.load()
     except ConfigError as error:
