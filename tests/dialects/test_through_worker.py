@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.service.conftest import WorkerThread
 from tokentape import Client, InvalidRequest, JobFailed, Settings
 from tokentape.embedded import EmbeddedServer
+from tokentape_worker.embedded import EmbeddedWorker
 
 from .test_quirks import CASES, Case, body_of, check
 
@@ -62,10 +62,8 @@ def client(valkey: EmbeddedServer) -> Iterator[Client]:
             for dialect in ("openai", "anthropic", "gemini")
         },
     )
-    worker = WorkerThread(settings)
-    with Client(settings=settings) as connected:
+    with EmbeddedWorker(settings), Client(settings=settings) as connected:
         yield connected
-    worker.stop_at_once()
     server.shutdown()
     server.server_close()
 

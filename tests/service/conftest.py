@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from tokentape import Client, Settings
 from tokentape.embedded import EmbeddedServer
 from tokentape.simulator import SimulatorThread
-from tokentape_worker.service import Worker
+from tokentape_worker.embedded import EmbeddedWorker
 
 
 def wait_until(condition: Callable[[], Any], limit_s: float = 30.0) -> Any:
@@ -35,26 +34,6 @@ def body(text: str = "Hello", **script: Any) -> dict[str, Any]:
     if script:
         request["simulate"] = script
     return request
-
-
-class WorkerThread:
-    """A worker on a thread's event loop: as quick to start as a test wants it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.worker = Worker(settings)
-        self._thread = threading.Thread(target=self.worker.serve, name="worker", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """As SIGTERM does; waits until it has left."""
-        self.worker.request_stop()
-        self._thread.join(timeout=30)
-        assert not self._thread.is_alive(), "the worker did not stop"
-
-    def stop_at_once(self) -> None:
-        """As a second SIGTERM does."""
-        self.worker.request_stop()
-        self.stop()
 
 
 class WorkerProcess:
@@ -111,9 +90,10 @@ class Stack:
     def client(self, **overrides: Any) -> Client:
         return self._close.enter_context(Client(settings=self.settings(**overrides)))
 
-    def worker(self, **overrides: Any) -> WorkerThread:
-        worker = WorkerThread(self.settings(**overrides))
+    def worker(self, **overrides: Any) -> EmbeddedWorker:
+        worker = EmbeddedWorker(self.settings(**overrides))
         self._close.callback(worker.stop_at_once)
+        worker.start()
         return worker
 
     def environment(self, **overrides: str) -> dict[str, str]:

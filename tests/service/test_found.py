@@ -54,7 +54,7 @@ def test_a_worker_goes_on_after_its_server_refused_to_write(own_stack: Stack, ad
     assert running.result().text == expected_text(body("running", chunks=60, interval_ms=20))
     assert waiting.result().text == expected_text(body("waiting"))
     assert running.status().attempts == 1
-    assert worker._thread.is_alive()
+    assert worker.alive
 
 
 def test_a_read_that_the_server_ends_ends_no_stream(own_stack: Stack, admin: redis.Redis) -> None:

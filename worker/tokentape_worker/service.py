@@ -93,6 +93,8 @@ class Worker(BaseWorker):
         self.settings = settings
         self.burst = burst
         self.stops_asked = 0
+        #: Set once it takes jobs.
+        self.ready = threading.Event()
         self.keys = QueueKeys(settings.namespace)
         try:
             super().__init__(
@@ -216,6 +218,7 @@ class _Service:
             log.info("worker ready", worker=self._worker.name, concurrency=self._settings.concurrency,
                      queues=[self._keys.queue_name(priority) for priority in PRIORITIES],
                      upstreams=sorted(self._settings.upstreams))  # fmt: skip
+            self._worker.ready.set()
             await self._serve()
 
     async def _serve(self) -> None:
