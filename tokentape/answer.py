@@ -9,8 +9,8 @@ compares a whole answer and not just its shape. What an answer depends on:
     simulate                   how much to say, how fast, and what goes wrong: a `Script`
 
 Pace and faults change how an answer is sent, never what it says. Nothing else enters: no clock, no counter and no
-random source; `id` and `created` come from the digest too. A text begins with the digest and the index of
-its choice, so that two answers are never mistaken for each other.
+random source; `id` and `created` come from the digest too. A text that the script does not give begins with the digest
+and the index of its choice, so that two answers are never mistaken for each other.
 
 One piece (a word, a fragment of arguments) is one token and one chunk. The bytes that choose the words come from
 SHAKE-256, so that another language can say the same.
@@ -19,6 +19,7 @@ SHAKE-256, so that another language can say the same.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
@@ -281,10 +282,16 @@ def _choice(asked: _Request, script: Script, digest: str, index: int) -> Choice:
     reasoning = _pieces(f"{seed}:reasoning", "", script.reasoning_chunks, script.chunk_bytes)
     calls = _calls(asked, script, seed)
     name = f"{digest[:12]}:{index}"
-    content = None if calls else _pieces(f"{seed}:content", name, script.chunks, script.chunk_bytes)
+    content = None if calls else _content(script, f"{seed}:content", name)
     whole = Choice(index, reasoning, content, calls, "tool_calls" if calls else "stop")
     limit = min(asked.max_tokens or whole.tokens, asked.max_completion_tokens or whole.tokens)
     return whole if limit >= whole.tokens else _cut(whole, limit)
+
+
+def _content(script: Script, seed: str, name: str) -> tuple[str, ...]:
+    if script.text is None:
+        return _pieces(seed, name, script.chunks, script.chunk_bytes)
+    return tuple(re.findall(r"\s*\S+|\s+", script.text))
 
 
 def _cut(choice: Choice, limit: int) -> Choice:

@@ -46,6 +46,8 @@ class Script(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    #: What each choice says, a word a piece, in place of `chunks` drawn words. Where tools are called, nothing.
+    text: Annotated[str | None, Field(max_length=16 * 1024 * 1024)] = None
     #: Pieces of content in each choice.
     chunks: Annotated[int, Field(ge=0, le=1_000_000)] = 20
     #: Bytes (UTF-8) of each piece; None is one word each.

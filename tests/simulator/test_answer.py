@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -48,6 +49,22 @@ def test_a_text_begins_with_the_digest_of_its_request_and_its_choice() -> None:
 
     assert expected_text(request, 0).startswith(f"{request_digest(request)[:12]}:0 ")
     assert expected_text(request, 1).startswith(f"{request_digest(request)[:12]}:1 ")
+
+
+@given(st.text(max_size=50))
+def test_a_text_of_the_script_is_said_word_for_word(text: str) -> None:
+    request = ask(n=2, simulate={"text": text})
+
+    assert [expected_text(request, choice) for choice in (0, 1)] == [text, text]
+    pieces = [part["delta"].get("content") for chunk in chunks(request) for part in chunk["choices"]]
+    assert [piece for piece in pieces if piece] == [word for word in re.findall(r"\s*\S+|\s+", text) for _ in (0, 1)]
+
+
+def test_tools_that_are_called_stand_in_place_of_a_text() -> None:
+    (choice,) = expected_completion(ask(tools=[TIME], simulate={"text": "Noon", "tool_calls": 1}))["choices"]
+
+    assert choice["message"]["content"] is None
+    assert choice["finish_reason"] == "tool_calls"
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
