@@ -340,6 +340,15 @@ class SimulatorThread:
         return self._simulator.root_url
 
     @property
+    def defaults(self) -> Script:
+        """How calls are answered that have no script of their own. Set it, and those that begin later go by it."""
+        return self._simulator.defaults
+
+    @defaults.setter
+    def defaults(self, script: Script) -> None:
+        self._simulator.defaults = script
+
+    @property
     def active(self) -> int:
         """Chat calls under way."""
         return self._simulator.active
