@@ -37,7 +37,7 @@ Errors, all of them a TokentapeError
     JobNotFound             no such job, or its retention is over
     InvalidRequest, IdempotencyConflict, BadCursor, ConfigError, ExtraMissing
                             what the caller can put right
-    CorruptTape             the tape cannot be read
+    CorruptTape             the tape cannot be read; UnknownFormat: not by this version
     RedisUnavailable        the server did not answer in time; submitting with an idempotency key is safe to repeat
 
 Names that end in `_s` are seconds, in `_ms` milliseconds, in `_bytes` bytes; moments (`_at`) are seconds since the
@@ -66,6 +66,7 @@ from .errors import (
     Restarted,
     ResultTimeout,
     TokentapeError,
+    UnknownFormat,
 )
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ __all__ = [
     "ResultTimeout",
     "Settings",
     "TokentapeError",
+    "UnknownFormat",
     "Upstream",
     "fold",
 ]

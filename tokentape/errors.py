@@ -6,6 +6,7 @@
     ├── JobNotFound           never submitted, or its tape has expired
     ├── BadCursor             not an entry id
     ├── CorruptTape           an entry that cannot be read, or a hole in the tape
+    │   └── UnknownFormat     nothing is wrong with the tape: another version of this library wrote it
     ├── Restarted             a new attempt began: what was assembled so far is void
     ├── ResultTimeout         the caller's wait is over; the job goes on (also a TimeoutError)
     ├── RedisUnavailable      the server did not answer in time (also a ConnectionError)
@@ -74,6 +75,22 @@ class CorruptTape(TokentapeError):
         self.job_id = job_id
         self.entry_id = entry_id
         self.reason = reason
+
+
+class UnknownFormat(CorruptTape):
+    """The tape is of a format that this version does not read: another version wrote it. Nothing was touched.
+
+    `format` is what the tape's first entry says, `known` the one format that this version reads.
+    """
+
+    def __init__(self, job_id: str, entry_id: str, found: object, known: int) -> None:
+        super().__init__(
+            job_id,
+            entry_id,
+            f"the tape has format {found!r}, this version reads format {known}; upgrade tokentape",
+        )
+        self.format = found
+        self.known = known
 
 
 class Restarted(TokentapeError):

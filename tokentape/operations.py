@@ -7,6 +7,7 @@ blocking connections, `AsyncClient` over asyncio; neither decides anything. Ever
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar, cast
@@ -17,12 +18,21 @@ from . import queue, tape
 from .catalog import Catalog
 from .chunk import Usage
 from .completion import ChatCompletion, Fold
-from .errors import CorruptTape, IdempotencyConflict, InvalidRequest, JobCancelled, JobExpired, JobFailed, JobNotFound
+from .errors import (
+    CorruptTape,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobCancelled,
+    JobExpired,
+    JobFailed,
+    JobNotFound,
+    UnknownFormat,
+)
 from .job import ENDED, PRIORITIES, ChatJob, ErrorInfo, Priority, Status, is_job_id
 from .queue import QueueKeys
 from .scripts import Command
 from .settings import Settings
-from .tape import AttemptData, EndData, Entry, Position, QueuedData, Tape, decode_entry, rows_of, text_of
+from .tape import AttemptData, EndData, Entry, Position, QueuedData, Tape, check_head, decode_entry, rows_of, text_of
 
 T = TypeVar("T")
 
@@ -193,10 +203,11 @@ class Operations:
         return decode_entry(at.job_id, rows[0]) if rows else None
 
     def last(self, at: Tape) -> Steps[Entry]:
-        """The last entry. Raises JobNotFound."""
-        (rows,) = yield Ask("tape", [at.last()])
+        """The last entry. Raises JobNotFound, UnknownFormat."""
+        first, rows = yield Ask("tape", [at.first(), at.last()])
         if not rows:
             raise JobNotFound(at.job_id)
+        check_head(at.job_id, first)
         return decode_entry(at.job_id, rows[0])
 
     def completion(self, job_id: str, end: Entry) -> Steps[ChatCompletion]:
@@ -309,12 +320,17 @@ class Operations:
     # ---- cancel
 
     def cancel(self, job_id: str) -> Steps[bool]:
-        """End a job as cancelled. -> False where it had ended already. Raises JobNotFound. Safe to repeat."""
+        """End a job as cancelled. -> False where it had ended already. Safe to repeat.
+
+        Raises JobNotFound, and UnknownFormat for a tape that this version must not write to.
+        """
         error = ErrorInfo(type="cancelled", message="cancelled by a client", retryable=False)
         (reply,) = yield Ask("tape", [self.tape(job_id).settle("cancelled", error, self.settings.retention_s)])
         verdict = text_of(reply[0])
         if verdict == "gone":
             raise JobNotFound(job_id)
+        if verdict == "format":
+            raise UnknownFormat(job_id, "0-1", json.loads(reply[1]), tape.FORMAT)
         if verdict == "ended":
             return False
         yield Ask("queue", [queue.notice(self.keys, job_id, cast(Priority, text_of(reply[1])))])

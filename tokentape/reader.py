@@ -16,7 +16,7 @@ from .chunk import ChatCompletionChunk
 from .errors import Restarted
 from .operations import PAGE, Ask, Operations, Steps, failure
 from .scripts import Command
-from .tape import START, AttemptData, EndData, Entry, Position, check_follows, decode_entry, rows_of
+from .tape import START, AttemptData, EndData, Entry, Position, check_follows, check_head, decode_entry, rows_of
 
 OnRestart = Literal["raise", "skip"] | Callable[[Restarted], object]
 
@@ -32,6 +32,8 @@ class Reader:
         self._operations = operations
         self._attempt: bytes | None = None
         self._doubt = False
+        #: Whether the first entry, which tells the format, is among those to come, or was looked at.
+        self._head_seen = self.position == START
 
     def doubt(self) -> None:
         """Trouble came while a page was read."""
@@ -84,9 +86,13 @@ class Reader:
 
     def _page(self) -> Steps[list[tuple[Any, Any]]]:
         """The rows after the position; after the start, where the attempt stands no more."""
-        if self.position.attempt:
+        if self.position != START:
             # On one connection, and so from one server.
-            begun, rows = yield Ask("tape", [self._beginning(), self.tape.page(self.position, PAGE)])
+            head = [] if self._head_seen else [self.tape.first()]
+            begun, rows, *first = yield Ask("tape", [self._beginning(), self.tape.page(self.position, PAGE), *head])
+            for found in first:
+                check_head(self.tape.job_id, found)
+                self._head_seen = True
             if self._stands(begun):
                 return rows_of(rows)
             self.position, self._attempt = START, None

@@ -22,6 +22,7 @@ This module decides and encodes; it does no I/O. Commands are plain tuples for a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,11 +31,13 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .chunk import ChatCompletionChunk, Usage, parse_chunk
-from .errors import BadCursor, CorruptTape
+from .errors import BadCursor, CorruptTape, UnknownFormat
 from .job import ChatJob, EndStatus, ErrorInfo, Priority, canonical_json
 from .scripts import Command, load
 
-#: Stands in every 0-1. A reader refuses a tape of a format that it does not know.
+#: Stands in every 0-1. Whoever reads a tape refuses a format that it does not know, before it makes anything of the
+#: rest. The number changes when a reader of the version before would read the tape wrong, and only then: a new field
+#: that may be passed over is no new format.
 FORMAT: Final = 1
 
 SUBMIT: Final = load("tokentape", "submit", "_clock", "_tape")
@@ -169,12 +172,14 @@ class Entry:
 
     @property
     def data(self) -> Data:
-        """QueuedData, AttemptData, ChatCompletionChunk or EndData, by `kind`. Raises CorruptTape."""
+        """QueuedData, AttemptData, ChatCompletionChunk or EndData, by `kind`. Raises CorruptTape, UnknownFormat."""
         if self._data is None:
             self._data = self._parse()
         return self._data
 
     def _parse(self) -> Data:
+        if self.kind == "queued":
+            self._check_format()
         try:
             if self.kind == "chunk":
                 return parse_chunk(self.raw)
@@ -185,6 +190,15 @@ class Entry:
         except ValueError as error:
             reason = str(error)
         raise CorruptTape(self.job_id, self.id, f"unreadable {self.kind} data: {reason}")
+
+    def _check_format(self) -> None:
+        """Before the fields are: another format may have others."""
+        try:
+            found = json.loads(self.raw)["format"]
+        except (ValueError, TypeError, KeyError):
+            return  # not what 0-1 is in any format, and refused as unreadable
+        if found != FORMAT:
+            raise UnknownFormat(self.job_id, self.id, found, FORMAT)
 
     def expect(self, kind: type[D]) -> D:
         """The data, where it is of this class. Raises CorruptTape where another kind stands here."""
@@ -209,16 +223,22 @@ def decode_entry(job_id: str, row: tuple[Any, Any]) -> Entry:
     return Entry(job_id, position, cast(Kind, kind), data if isinstance(data, bytes) else data.encode())
 
 
+def check_head(job_id: str, rows: Sequence[tuple[Any, Any]]) -> None:
+    """Raise UnknownFormat, or CorruptTape, where the first entry of a tape (rows of XRANGE) says so."""
+    if rows:
+        head = decode_entry(job_id, rows[0])
+        if head.kind == "queued":
+            head.expect(QueuedData)
+
+
 def check_follows(before: Position, entry: Entry) -> None:
-    """Raise CorruptTape where an entry cannot be the next one after a position: a hole, or a format not known."""
+    """Raise CorruptTape where an entry cannot be the next one after a position, UnknownFormat where 0-1 says so."""
     attempt, seq = entry.position
     follows = seq == before.seq + 1 if attempt == before.attempt else attempt > before.attempt and seq == 0
     if not follows:
         raise CorruptTape(entry.job_id, entry.id, f"does not follow {before}: entries are missing")
     if entry.kind == "queued":
-        known = entry.expect(QueuedData).format
-        if known != FORMAT:
-            raise CorruptTape(entry.job_id, entry.id, f"format {known}; this version reads format {FORMAT}")
+        entry.expect(QueuedData)
 
 
 @dataclass(frozen=True)
@@ -307,7 +327,7 @@ class Tape:
         data = canonical_json(
             {"status": status, "error": error.model_dump(exclude_none=True), "usage": None, "timings": None}
         )
-        return SETTLE.call(self._keys, data, round(retention_s * 1000), int(if_overdue))
+        return SETTLE.call(self._keys, data, round(retention_s * 1000), int(if_overdue), FORMAT)
 
     def page(self, after: Position, count: int) -> Command:
         """The entries after a position, at most `count`. -> rows of XREAD"""

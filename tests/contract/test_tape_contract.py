@@ -547,6 +547,19 @@ def test_settle_where_overdue_ends_a_job_after_its_deadline(server: Bench) -> No
     assert data_of(bench.rows()[-1])["status"] == "expired"
 
 
+@pytest.mark.parametrize("format_", [2, 0, 1.5, "1", None, {"major": 2}])
+def test_settle_leaves_a_tape_of_another_format_alone_and_says_which(server: Bench, format_: object) -> None:
+    bench = TapeBench(server, chat_job(timeout_s=0.001))
+    server.client.xadd(bench.tape.key, {"kind": "queued", "data": json.dumps({"format": format_})}, id="0-1")
+
+    for if_overdue in (False, True):
+        verdict, found = bench.settle("expired", if_overdue=if_overdue)
+        assert (verdict, json.loads(found)) == ("format", format_)
+
+    assert bench.ids() == ["0-1"]
+    assert server.client.ttl(bench.tape.key) == -1
+
+
 # ---- a full server
 
 

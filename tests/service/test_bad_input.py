@@ -13,9 +13,11 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer, JSONSerializer
 
 from tokentape import Client, CorruptTape, InvalidRequest, JobFailed, RedisUnavailable, Settings
+from tokentape.answer import expected_text
 from tokentape.job import MAX_REQUEST_BYTES, parse_request
+from tokentape.queue import QueueKeys
 from tokentape.tape import Tape
-from tokentape_worker import service
+from tokentape_worker import run, service
 
 from .conftest import Stack, body, wait_until
 
@@ -310,3 +312,53 @@ def test_no_prompt_answer_or_key_is_logged(stack: Stack, capfd: pytest.CaptureFi
     assert "private prompt" not in written
     assert completion.text not in written
     assert secret not in written
+
+
+def test_a_job_of_a_newer_format_is_left_to_a_newer_worker(
+    stack: Stack, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_FOR_NEWER_S", 0.2)
+    client = stack.client()
+    job = client.submit(**body())
+    tape = Tape(stack.namespace, job.id)
+    rows: Any = redis_client.xrange(tape.key)
+    newer = {**json.loads(rows[0][1][b"data"]), "format": 2}
+    _replace(redis_client, tape, newer)
+    deliveries = QueueKeys(stack.namespace).deliveries
+
+    stack.worker()
+
+    # Tried, put off, tried again: nothing was written, and nothing was called.
+    first = wait_until(lambda: redis_client.hget(deliveries, job.id))
+    wait_until(lambda: redis_client.hget(deliveries, job.id) != first)
+    assert redis_client.xlen(tape.key) == 1
+    # A worker that knows the format comes, which is to say here: the format is one that this worker knows.
+    _replace(redis_client, tape, {**newer, "format": 1})
+    assert job.result().text == expected_text(body())
+    assert job.status().attempts == 1
+
+
+def test_an_overdue_job_of_a_newer_format_is_not_ended_by_a_worker_that_cannot_read_it(
+    stack: Stack, redis_client: redis.Redis
+) -> None:
+    keys = QueueKeys(stack.namespace)
+    client = stack.client()
+    newer, known = client.submit(**body("newer"), timeout_s=0.001), client.submit(**body("known"), timeout_s=0.001)
+    tape = Tape(stack.namespace, newer.id)
+    _replace(redis_client, tape, {"format": 2, "deadlines": {}})
+    # Out of the queues, so that it is the sweep that meets them.
+    redis_client.delete(*keys.queues)
+
+    stack.worker()
+
+    wait_until(lambda: known.status().status == "expired")
+    assert redis_client.xlen(tape.key) == 1
+    assert redis_client.zscore(keys.open, newer.id) is not None
+
+
+def _replace(redis_client: redis.Redis, tape: Tape, queued: dict[str, Any]) -> None:
+    """Another first entry, with no moment at which there is no tape."""
+    with redis_client.pipeline(transaction=True) as pipe:
+        pipe.delete(tape.key)
+        pipe.xadd(tape.key, {"kind": "queued", "data": json.dumps(queued)}, id="0-1")
+        pipe.execute()

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 import structlog
 from redis.exceptions import RedisError
 
-from tokentape.errors import CorruptTape
+from tokentape.errors import CorruptTape, UnknownFormat
 from tokentape.job import ENTRYPOINT, MAX_TIMEOUT_S, EndStatus, ErrorInfo
 from tokentape.scripts import Command
 from tokentape.tape import EndData, Entry, QueuedData, Tape, decode_entry, text_of
@@ -40,6 +40,9 @@ Stop = Literal["drain", "fenced", "lost"]
 
 #: RQ's books hold a running job for this long beyond any deadline, so that RQ's own sweeps come after ours.
 _RQ_MARGIN_S: Final = 3600.0
+
+#: How long a job whose tape this version cannot read stays away from it, and from the others of its age.
+_FOR_NEWER_S: Final = 5.0
 
 
 class Run:
@@ -82,7 +85,13 @@ class Run:
         started = await self._ledger.one(start)
         if not int(started[0]):
             return  # overtaken between pop and here
-        head, ended = await self._unless_stopped(self._head)
+        try:
+            head, ended = await self._unless_stopped(self._head)
+        except UnknownFormat as error:
+            # In the middle of an upgrade: left to the workers that can read it, for as long as the job may wait.
+            self._log.error("job left to a newer worker", error=error.reason)
+            await self._ledger.one(self._ownership.delay(self.job, _FOR_NEWER_S, reason=self.job.reason))
+            return
         if head is None:
             await self._ack("failed", ErrorInfo(type="not_found", message="no tape stands under this id"))
             return

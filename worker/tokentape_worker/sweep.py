@@ -104,6 +104,8 @@ class Sweeper:
                 continue
             (reply,) = outcome
             verdict = text_of(reply[0])
+            if verdict == "format":
+                continue  # stays open, for the sweeps of workers that can read it
             if verdict == "early":
                 log.info("job is not over on its tape", job_id=job_id)
                 deadline_at_ms = text_of(reply[1])
