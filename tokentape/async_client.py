@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar, Unpack
 
 import redis.asyncio
 
@@ -15,7 +15,7 @@ from .completion import ChatCompletion
 from .connection import AsyncServer, connect_async, patiently_async
 from .errors import ResultTimeout, TokentapeError
 from .hub import TaskHub
-from .job import DEFAULT_TIMEOUT_S, ChatJob
+from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Overview, Steps
 from .reader import OnRestart, Reader, TextPieces, newest_attempt
 from .settings import Settings
@@ -23,10 +23,10 @@ from .tape import START, Entry, Position
 
 T = TypeVar("T")
 
-Requests = Iterable[ChatJob | dict[str, Any]] | AsyncIterable[ChatJob | dict[str, Any]]
+Requests = Iterable[ChatJob | Mapping[str, Any]] | AsyncIterable[ChatJob | Mapping[str, Any]]
 
 
-async def _batches_async(requests: Requests, options: dict[str, Any]) -> AsyncIterator[list[ChatJob]]:
+async def _batches_async(requests: Requests, options: JobOptions) -> AsyncIterator[list[ChatJob]]:
     if not isinstance(requests, AsyncIterable):
         for batch in batches(as_job(item, options) for item in requests):
             yield batch
@@ -81,8 +81,8 @@ class AsyncClient(ClientBase):
         self,
         *,
         model: str | None = None,
-        messages: list[dict[str, Any]] | None = None,
-        request: dict[str, Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        request: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         priority: str = "default",
         upstream: str | None = None,
@@ -93,13 +93,23 @@ class AsyncClient(ClientBase):
         durable: bool = False,
         **params: Any,
     ) -> AsyncJob:
-        """Enqueue one chat job. Every other argument is a parameter of the chat.completions request.
+        """Enqueue one chat job. -> a handle, as soon as the job stands on the server; nothing waits for a worker.
 
-        `request` is a whole body instead of model, messages and parameters. `timeout_s`: seconds from now until the
-        job expires, the queue included. With an `idempotency_key`, submitting again is the same job and safe to repeat.
-        `durable` waits until the server's append-only file holds the job.
+        `model`, `messages` and whatever is not named here (`temperature=0`, `tools=[…]`) are the chat.completions
+        request; `request` is a whole body in their place. How to run it:
+
+        `idempotency_key`: submitting again with the same key is the same job, and so safe to repeat.
+        `priority`: "high", "default" or "low".
+        `upstream`: the name of one that the workers have; None, by the model.
+        `tenant`: whose job this is; the keys of two tenants never meet.
+        `metadata`: texts by name, which `status` gives back; at most 64, and 16 KiB of JSON.
+        `timeout_s`: seconds from now until the job expires, the queue included.
+        `native`: the request is one of the upstream's own API (Anthropic's Messages, Gemini's generateContent) and is
+        sent as it is; the answer comes as chat.completion chunks all the same.
+        `durable`: wait until the server's append-only file holds the job.
+
         Raises InvalidRequest, IdempotencyConflict, RedisUnavailable; nothing is enqueued then, but for an outage in the
-        middle, after which the same key heals it.
+        middle, after which the same key heals it. UnknownFormat where another version has a job under this key.
         """
         job = self._job(
             model,
@@ -117,12 +127,14 @@ class AsyncClient(ClientBase):
         await self._submit([job], fresh=idempotency_key is None, durable=durable)
         return AsyncJob(self, job.id)
 
-    async def submit_many(self, requests: Requests, **options: Any) -> AsyncIterator[AsyncJob]:
+    async def submit_many(self, requests: Requests, **options: Unpack[JobOptions]) -> AsyncIterator[AsyncJob]:
         """Enqueue many jobs, a few hundred in one round trip, and yield their handles as each batch stands.
 
         `requests` may be an async iterable. Items are request bodies, or ChatJobs where ids matter; `options`
-        (priority, upstream, tenant, metadata, timeout_s) hold for the bodies. Lazy: nothing is sent before the first
-        handle is asked for.
+        (priority, upstream, tenant, metadata, timeout_s, native) hold for the bodies. Lazy: nothing is sent before the
+        first handle is asked for.
+        Raises what `submit` does, at the batch where it is met; what was yielded before is enqueued. ChatJobs may be
+        sent again, and are the same jobs; bodies become new ones.
         """
         async for batch in _batches_async(requests, options):
             await self._submit(batch, fresh=False)
@@ -146,6 +158,7 @@ class AsyncClient(ClientBase):
     ) -> AsyncIterator[Entry]:
         """The entries after a cursor, as they come; stops after the end.
 
+        `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
         Raises JobNotFound at once, BadCursor, CorruptTape, ResultTimeout after `wait_s` seconds, RedisUnavailable.
         """
         reader = Reader(self._operations, job_id, after)
@@ -203,6 +216,7 @@ class AsyncClient(ClientBase):
 
         Where an attempt starts over after text was given, Restarted is raised; `on_restart="skip"` goes on with the
         new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
+        Safe to repeat: it begins anew.
         """
         start = await self._drive(newest_attempt(self._operations, job_id))
         pieces = TextPieces(job_id, choice, on_restart)
@@ -213,7 +227,8 @@ class AsyncClient(ClientBase):
     async def result(self, job_id: str, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
         """The assembled completion, waited for.
 
-        Raises JobFailed, JobCancelled, JobExpired, JobNotFound, ResultTimeout, RedisUnavailable. Safe to repeat.
+        Raises JobFailed, JobCancelled, JobExpired, JobNotFound, CorruptTape, ResultTimeout after `wait_s` seconds,
+        RedisUnavailable. Safe to repeat.
         """
         last = await self._drive(
             self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
@@ -224,20 +239,27 @@ class AsyncClient(ClientBase):
         return await self._drive(self._operations.completion(job_id, last))
 
     async def partial(self, job_id: str) -> ChatCompletion:
-        """What has arrived of the newest attempt so far; readable also after a cancel or a failure."""
+        """What has arrived of the newest attempt so far; readable also after a cancel or a failure.
+
+        Raises JobNotFound, CorruptTape, RedisUnavailable. Safe to repeat.
+        """
         start = await self._drive(newest_attempt(self._operations, job_id))
         return await self._drive(self._operations.partial(job_id, start.attempt))
 
     async def status(self, job_id: str) -> JobView:
-        """The job as its tape shows it now. Raises JobNotFound."""
+        """The job as its tape shows it now. Raises JobNotFound, CorruptTape, RedisUnavailable. Safe to repeat."""
         return await self._drive(self._operations.view(job_id))
 
     async def overview(self) -> Overview:
-        """Queues and workers now."""
+        """Queues and workers now. Raises RedisUnavailable. Safe to repeat."""
         return await self._drive(self._operations.overview())
 
     async def cancel(self, job_id: str) -> bool:
-        """End the job as cancelled. -> False where it had ended already. Safe to repeat. Raises JobNotFound."""
+        """End the job as cancelled. -> False where it had ended already. Safe to repeat.
+
+        Readers see the end at once; the worker stops its call within moments. What had arrived stays readable.
+        Raises JobNotFound, UnknownFormat, RedisUnavailable.
+        """
         return await self._drive(self._operations.cancel(job_id))
 
     # ---- driving
@@ -266,7 +288,7 @@ class AsyncJob:
 
     def __init__(self, client: AsyncClient, job_id: str) -> None:
         self._client = client
-        self.id = job_id
+        self.id: str = job_id
 
     def __repr__(self) -> str:
         return f"AsyncJob({self.id})"
@@ -274,21 +296,21 @@ class AsyncJob:
     def text(
         self, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
     ) -> AsyncIterator[str]:
-        """See AsyncClient.text."""
+        """The text of one choice, as it arrives: see AsyncClient.text, also for what it raises."""
         return self._client.text(self.id, choice=choice, on_restart=on_restart, wait_s=wait_s)
 
     def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> AsyncIterator[Entry]:
-        """See AsyncClient.follow."""
+        """The entries after a cursor, as they come, to the end: see AsyncClient.follow, also for what it raises."""
         return self._client.follow(self.id, after, wait_s)
 
     async def result(self, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
-        """See AsyncClient.result."""
+        """The assembled completion, waited for `wait_s` seconds at most: see AsyncClient.result, also for errors."""
         return await self._client.result(self.id, wait_s)
 
     async def cancel(self) -> bool:
-        """See AsyncClient.cancel."""
+        """End the job as cancelled. -> False where it had ended already. Safe to repeat. See AsyncClient.cancel."""
         return await self._client.cancel(self.id)
 
     async def status(self) -> JobView:
-        """See AsyncClient.status."""
+        """The job as its tape shows it now. Safe to repeat. See AsyncClient.status."""
         return await self._client.status(self.id)

@@ -15,7 +15,7 @@ which would cost as much again, and are frozen, so that a chunk, a hub's followe
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +26,7 @@ Index = Annotated[int, Field(strict=True, ge=0)]
 class ApiObject(BaseModel):
     """Base of the API's objects. Frozen; unknown fields are kept; errors do not quote what they refuse."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
     def to_json(self) -> bytes:
         """The object as compact JSON in UTF-8, with the fields that were set and no others."""

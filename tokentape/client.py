@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, Self, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Self, TypeVar, Unpack
 
 import redis
 
@@ -22,7 +22,7 @@ from .completion import ChatCompletion
 from .connection import Server, connect, patiently
 from .errors import InvalidRequest, ResultTimeout, TokentapeError
 from .hub import ThreadHub
-from .job import DEFAULT_TIMEOUT_S, ChatJob
+from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Operations, Overview, Steps
 from .reader import OnRestart, Reader, TextPieces, newest_attempt
 from .settings import Settings
@@ -44,7 +44,7 @@ class ClientBase:
     """What both clients share: settings, and building jobs from arguments."""
 
     def __init__(self, settings: Settings, one_server: bool) -> None:
-        self.settings = settings
+        self.settings: Settings = settings
         self._operations = Operations(settings, one_server)
         self._catalog: Catalog | None = None
         self._catalog_until = 0.0
@@ -52,8 +52,8 @@ class ClientBase:
     @staticmethod
     def _job(
         model: str | None,
-        messages: list[dict[str, Any]] | None,
-        request: dict[str, Any] | None,
+        messages: Sequence[Mapping[str, Any]] | None,
+        request: Mapping[str, Any] | None,
         params: dict[str, Any],
         **options: Any,
     ) -> ChatJob:
@@ -65,7 +65,7 @@ class ClientBase:
         if model is not None:
             body["model"] = model
         if messages is not None:
-            body["messages"] = messages
+            body["messages"] = _plain(messages)
         return ChatJob.create(body, **options)
 
     def _known(self, jobs: Iterable[ChatJob]) -> Catalog | None:
@@ -92,7 +92,14 @@ def batches(jobs: Iterable[ChatJob]) -> Iterator[list[ChatJob]]:
         yield batch
 
 
-def as_job(item: ChatJob | dict[str, Any], options: dict[str, Any]) -> ChatJob:
+def _plain(messages: object) -> object:
+    """Messages as JSON has them, whatever kind of sequence and of mapping they come in; anything else as it is."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        return messages
+    return [dict(message) if isinstance(message, Mapping) else message for message in messages]
+
+
+def as_job(item: ChatJob | Mapping[str, Any], options: JobOptions) -> ChatJob:
     return item if isinstance(item, ChatJob) else ChatJob.create(item, **options)
 
 
@@ -135,8 +142,8 @@ class Client(ClientBase):
         self,
         *,
         model: str | None = None,
-        messages: list[dict[str, Any]] | None = None,
-        request: dict[str, Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        request: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         priority: str = "default",
         upstream: str | None = None,
@@ -147,15 +154,23 @@ class Client(ClientBase):
         durable: bool = False,
         **params: Any,
     ) -> Job:
-        """Enqueue one chat job. Every other argument is a parameter of the chat.completions request.
+        """Enqueue one chat job. -> a handle, as soon as the job stands on the server; nothing waits for a worker.
 
-        `request` is a whole body instead of model, messages and parameters. `timeout_s`: seconds from now until the
-        job expires, the queue included. With an `idempotency_key`, submitting again is the same job and safe to repeat.
+        `model`, `messages` and whatever is not named here (`temperature=0`, `tools=[…]`) are the chat.completions
+        request; `request` is a whole body in their place. How to run it:
+
+        `idempotency_key`: submitting again with the same key is the same job, and so safe to repeat.
+        `priority`: "high", "default" or "low".
+        `upstream`: the name of one that the workers have; None, by the model.
+        `tenant`: whose job this is; the keys of two tenants never meet.
+        `metadata`: texts by name, which `status` gives back; at most 64, and 16 KiB of JSON.
+        `timeout_s`: seconds from now until the job expires, the queue included.
         `native`: the request is one of the upstream's own API (Anthropic's Messages, Gemini's generateContent) and is
         sent as it is; the answer comes as chat.completion chunks all the same.
-        `durable` waits until the server's append-only file holds the job.
+        `durable`: wait until the server's append-only file holds the job.
+
         Raises InvalidRequest, IdempotencyConflict, RedisUnavailable; nothing is enqueued then, but for an outage in the
-        middle, after which the same key heals it.
+        middle, after which the same key heals it. UnknownFormat where another version has a job under this key.
         """
         job = self._job(
             model,
@@ -173,11 +188,15 @@ class Client(ClientBase):
         self._submit([job], fresh=idempotency_key is None, durable=durable)
         return Job(self, job.id)
 
-    def submit_many(self, requests: Iterable[ChatJob | dict[str, Any]], **options: Any) -> Iterator[Job]:
+    def submit_many(
+        self, requests: Iterable[ChatJob | Mapping[str, Any]], **options: Unpack[JobOptions]
+    ) -> Iterator[Job]:
         """Enqueue many jobs, a few hundred in one round trip, and yield their handles as each batch stands.
 
         Items are request bodies, or ChatJobs where ids matter; `options` (priority, upstream, tenant, metadata,
-        timeout_s) hold for the bodies. Lazy: nothing is sent before the first handle is asked for.
+        timeout_s, native) hold for the bodies. Lazy: nothing is sent before the first handle is asked for.
+        Raises what `submit` does, at the batch where it is met; what was yielded before is enqueued. ChatJobs may be
+        sent again, and are the same jobs; bodies become new ones.
         """
         for batch in batches(as_job(item, options) for item in requests):
             self._submit(batch, fresh=False)
@@ -198,6 +217,7 @@ class Client(ClientBase):
     def follow(self, job_id: str, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> Iterator[Entry]:
         """The entries after a cursor, as they come; stops after the end.
 
+        `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
         Raises JobNotFound at once, BadCursor, CorruptTape, ResultTimeout after `wait_s` seconds, RedisUnavailable.
         """
         reader = Reader(self._operations, job_id, after)
@@ -249,6 +269,7 @@ class Client(ClientBase):
 
         Where an attempt starts over after text was given, Restarted is raised; `on_restart="skip"` goes on with the
         new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
+        Safe to repeat: it begins anew.
         """
         start = self._drive(newest_attempt(self._operations, job_id))
         pieces = TextPieces(job_id, choice, on_restart)
@@ -259,7 +280,8 @@ class Client(ClientBase):
     def result(self, job_id: str, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
         """The assembled completion, waited for.
 
-        Raises JobFailed, JobCancelled, JobExpired, JobNotFound, ResultTimeout, RedisUnavailable. Safe to repeat.
+        Raises JobFailed, JobCancelled, JobExpired, JobNotFound, CorruptTape, ResultTimeout after `wait_s` seconds,
+        RedisUnavailable. Safe to repeat.
         """
         last = self._drive(
             self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
@@ -270,20 +292,27 @@ class Client(ClientBase):
         return self._drive(self._operations.completion(job_id, last))
 
     def partial(self, job_id: str) -> ChatCompletion:
-        """What has arrived of the newest attempt so far; readable also after a cancel or a failure."""
+        """What has arrived of the newest attempt so far; readable also after a cancel or a failure.
+
+        Raises JobNotFound, CorruptTape, RedisUnavailable. Safe to repeat.
+        """
         start = self._drive(newest_attempt(self._operations, job_id))
         return self._drive(self._operations.partial(job_id, start.attempt))
 
     def status(self, job_id: str) -> JobView:
-        """The job as its tape shows it now. Raises JobNotFound."""
+        """The job as its tape shows it now. Raises JobNotFound, CorruptTape, RedisUnavailable. Safe to repeat."""
         return self._drive(self._operations.view(job_id))
 
     def overview(self) -> Overview:
-        """Queues and workers now."""
+        """Queues and workers now. Raises RedisUnavailable. Safe to repeat."""
         return self._drive(self._operations.overview())
 
     def cancel(self, job_id: str) -> bool:
-        """End the job as cancelled. -> False where it had ended already. Safe to repeat. Raises JobNotFound."""
+        """End the job as cancelled. -> False where it had ended already. Safe to repeat.
+
+        Readers see the end at once; the worker stops its call within moments. What had arrived stays readable.
+        Raises JobNotFound, UnknownFormat, RedisUnavailable.
+        """
         return self._drive(self._operations.cancel(job_id))
 
     # ---- driving
@@ -320,7 +349,7 @@ class Job:
 
     def __init__(self, client: Client, job_id: str) -> None:
         self._client = client
-        self.id = job_id
+        self.id: str = job_id
 
     def __repr__(self) -> str:
         return f"Job({self.id})"
@@ -328,21 +357,21 @@ class Job:
     def text(
         self, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
     ) -> Iterator[str]:
-        """See Client.text."""
+        """The text of one choice, as it arrives: see Client.text, also for what it raises."""
         return self._client.text(self.id, choice=choice, on_restart=on_restart, wait_s=wait_s)
 
     def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> Iterator[Entry]:
-        """See Client.follow."""
+        """The entries after a cursor, as they come, to the end: see Client.follow, also for what it raises."""
         return self._client.follow(self.id, after, wait_s)
 
     def result(self, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
-        """See Client.result."""
+        """The assembled completion, waited for `wait_s` seconds at most: see Client.result, also for errors."""
         return self._client.result(self.id, wait_s)
 
     def cancel(self) -> bool:
-        """See Client.cancel."""
+        """End the job as cancelled. -> False where it had ended already. Safe to repeat. See Client.cancel."""
         return self._client.cancel(self.id)
 
     def status(self) -> JobView:
-        """See Client.status."""
+        """The job as its tape shows it now. Safe to repeat. See Client.status."""
         return self._client.status(self.id)

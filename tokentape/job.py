@@ -18,7 +18,8 @@ import hashlib
 import json
 import re
 import secrets
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -45,15 +46,13 @@ _JOB_ID: Final = re.compile(r"job_[0-9a-f]{32}")
 _ROUTE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class ErrorInfo(BaseModel):
+class ErrorInfo(BaseModel, frozen=True):
     """Why a job ended without a completion.
 
     `type` is one word of a small set (`upstream_error`, `rate_limited`, `timeout`, `invalid_request`,
     `output_too_large`, `worker_lost`, `cancelled`, `expired`, …). `message` is what upstream or the worker said,
     shortened, without keys. `upstream_status` is the HTTP status where there was one.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     type: str
     message: str
@@ -88,10 +87,19 @@ class _Request(BaseModel):
     n: Annotated[int | None, Field(ge=1, le=128)] = None
 
 
-class ChatJob(BaseModel):
-    """One chat.completions request and how to run it. Frozen: build it with `ChatJob.create`."""
+class JobOptions(TypedDict, total=False):
+    """How to run many jobs alike: what ChatJob.create takes but for what tells one job from another."""
 
-    model_config = ConfigDict(frozen=True)
+    upstream: str | None
+    priority: str
+    timeout_s: float
+    metadata: dict[str, str] | None
+    tenant: str
+    native: bool
+
+
+class ChatJob(BaseModel, frozen=True):
+    """One chat.completions request and how to run it. Frozen: build it with `ChatJob.create`."""
 
     id: str
     request: dict[str, Any]
@@ -106,7 +114,7 @@ class ChatJob(BaseModel):
     @classmethod
     def create(
         cls,
-        request: dict[str, Any],
+        request: Mapping[str, Any],
         *,
         job_id: str | None = None,
         idempotency_key: str | None = None,
@@ -124,7 +132,9 @@ class ChatJob(BaseModel):
         API; `model` names the model in it, also for Gemini, whose bodies have none.
         Raises InvalidRequest, naming the field.
         """
-        _check_request(request, native=native)
+        # A typed dict is a Mapping to type checkers. What is no mapping at all is told so by the check.
+        body: dict[str, Any] = dict(request) if isinstance(request, Mapping) else request
+        _check_request(body, native=native)
         if priority not in PRIORITIES:
             raise InvalidRequest(f"must be one of {', '.join(PRIORITIES)}, not {priority!r}", field="priority")
         if upstream is not None and not _ROUTE.fullmatch(upstream):
@@ -141,7 +151,7 @@ class ChatJob(BaseModel):
             raise InvalidRequest("must be a text of 1 to 512 characters", field="idempotency_key")
         return cls(
             id=job_id or (derive_job_id(tenant, idempotency_key) if idempotency_key else new_job_id()),
-            request=request,
+            request=body,
             upstream=upstream,
             priority=priority,
             timeout_s=float(timeout_s),

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from . import queue, tape
 from .catalog import Catalog
@@ -55,10 +55,8 @@ class Ask:
 Steps = Generator[Ask, list[Any], T]
 
 
-class JobView(BaseModel):
+class JobView(BaseModel, frozen=True):
     """A job as its tape shows it now. Times are seconds since the epoch, by the server's clock."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     object: Literal["job"] = "job"

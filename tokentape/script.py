@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 Fault = Literal[
     # Instead of an answer:
@@ -41,10 +41,8 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-class Script(BaseModel):
+class Script(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How the simulator answers: a server's defaults, or the `simulate` object of one request."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     #: What each choice says, a word a piece, in place of `chunks` drawn words. Where tools are called, nothing.
     text: Annotated[str | None, Field(max_length=16 * 1024 * 1024)] = None

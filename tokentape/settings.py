@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from .errors import ConfigError
 
@@ -35,10 +35,8 @@ Bytes = Annotated[int, Field(ge=1024)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Upstream(BaseModel):
+class Upstream(BaseModel, extra="forbid", frozen=True):
     """One chat API that workers may call: a `[upstreams.NAME]` table."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dialect: Literal["openai", "anthropic", "gemini"] = "openai"
     #: Unset, the vendor's own. `{model}` in it is the model that is asked for (Azure's deployments).
@@ -122,10 +120,8 @@ class Upstream(BaseModel):
         return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
 
 
-class Settings(BaseModel):
+class Settings(BaseModel, extra="forbid", frozen=True):
     """Everything that can be set. `Settings.load()` reads it from the environment and the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: The server of the queue, and of the tapes unless `tape_url` names another. redis://, rediss:// or unix://.
     redis_url: str = DEFAULT_REDIS_URL

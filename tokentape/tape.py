@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from .chunk import ChatCompletionChunk, Usage, parse_chunk
 from .errors import BadCursor, CorruptTape, UnknownFormat
@@ -85,10 +85,8 @@ class Position(NamedTuple):
 START: Final = Position(0, 0)
 
 
-class QueuedData(BaseModel):
+class QueuedData(BaseModel, frozen=True):
     """What `0-1` says. Times are milliseconds since the epoch, by the server's clock."""
-
-    model_config = ConfigDict(frozen=True)
 
     format: int
     model: str
@@ -102,10 +100,8 @@ class QueuedData(BaseModel):
     deadline_at_ms: int
 
 
-class AttemptData(BaseModel):
+class AttemptData(BaseModel, frozen=True):
     """What `a-0` says. `reason` is why the attempt before ended; `spent` how many failed attempts count so far."""
-
-    model_config = ConfigDict(frozen=True)
 
     worker: str
     upstream: str | None = None
@@ -117,20 +113,16 @@ class AttemptData(BaseModel):
     spent: int = 0
 
 
-class Timings(BaseModel):
+class Timings(BaseModel, frozen=True):
     """Milliseconds. Counted from the claim of the last attempt, but `queued_ms`: from submit to that claim."""
-
-    model_config = ConfigDict(frozen=True)
 
     queued_ms: int | None = None
     first_chunk_ms: int | None = None
     total_ms: int | None = None
 
 
-class EndData(BaseModel):
+class EndData(BaseModel, frozen=True):
     """What the last entry says. `attempts` is how many had begun; `ended_at_ms` is by the server's clock."""
-
-    model_config = ConfigDict(frozen=True)
 
     status: EndStatus
     error: ErrorInfo | None = None
@@ -156,10 +148,10 @@ class Entry:
     __slots__ = ("_data", "job_id", "kind", "position", "raw")
 
     def __init__(self, job_id: str, position: Position, kind: Kind, raw: bytes) -> None:
-        self.job_id = job_id
-        self.position = position
+        self.job_id: str = job_id
+        self.position: Position = position
         self.kind: Kind = kind
-        self.raw = raw
+        self.raw: bytes = raw
         self._data: Data | None = None
 
     def __repr__(self) -> str:

@@ -63,7 +63,7 @@ class FakeStack:
         #: A blocking redis client of the same server, which answers bytes: for a look at keys.
         self.redis: redis.Redis = fakeredis.FakeRedis(server=self._server)
         #: What its clients run with.
-        self.settings = Settings.load({}, **settings)
+        self.settings: Settings = Settings.load({}, **settings)
         self._keys = QueueKeys(self.settings.namespace)
         self._scripts = Server(self.redis, SCRIPTS)
         self._attempts: dict[str, _Attempt] = {}
