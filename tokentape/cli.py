@@ -228,7 +228,7 @@ def _message(error: click.ClickException | TokentapeError) -> str:
 
 def _where_redis_was_looked_for() -> str:
     """Which address, without its password, and which setting it came from."""
-    from .connection import shown  # noqa: PLC0415 - see above: what help does not need
+    from .masking import shown  # noqa: PLC0415 - see above: what help does not need
     from .settings import DEFAULT_REDIS_URL, ENV_PREFIX, Settings  # noqa: PLC0415
 
     try:

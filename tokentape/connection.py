@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import hiredis
 import redis
@@ -27,6 +26,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from .errors import ConfigError, RedisUnavailable, TokentapeError
+from .masking import shown
 from .scripts import Command, Dialect, Script
 
 T = TypeVar("T")
@@ -52,12 +52,6 @@ _LOADS: Final = 2
 
 #: A server that accepts a connection and then says nothing is given up after this long.
 _SILENCE_S: Final = 10.0
-
-
-def shown(url: str) -> str:
-    """A URL without its password, for messages."""
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
 def connect(url: str) -> redis.Redis:

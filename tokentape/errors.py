@@ -22,6 +22,7 @@ A caller can always tell "ended badly" (JobError) from "not known yet" (ResultTi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -117,7 +118,15 @@ class RedisUnavailable(TokentapeError, ConnectionError):
 
 
 class ConfigError(TokentapeError, ValueError):
-    """A setting has a wrong name or a wrong value; the message names it and where it was read."""
+    """A setting has a wrong name or a wrong value; the message names it and where it was read.
+
+    `problems` are all that were found, a line each; the message is the first of them.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
+        more = f" (and {len(problems) - 1} more: `tokentape doctor` lists them)" if len(problems) > 1 else ""
+        super().__init__(message + more)
+        self.problems = tuple(problems) or (message,)
 
 
 class ExtraMissing(TokentapeError, ImportError):

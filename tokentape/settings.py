@@ -1,5 +1,8 @@
 """Settings: defaults, then `tokentape.toml`, then `TOKENTAPE_*` in the environment, parsed once.
 
+docs/settings.md is made of this file by `script/docs-settings`: what stands in `#:` above a setting is its meaning
+there.
+
 Every field is `TOKENTAPE_` and its name in capitals in the environment, and its plain name in the file, which
 `TOKENTAPE_CONFIG` points to; the tables `[upstreams.NAME]` stand in the file only. Durations end in `_s`, sizes
 in `_bytes`. Keys for upstreams are named (`api_key_env`, `api_key_file`), never written down, and are read by
@@ -8,20 +11,22 @@ the worker alone.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from .errors import ConfigError
+from .masking import shown
+from .settings_errors import ENV_PREFIX, explain, nearest
 
-ENV_PREFIX: Final = "TOKENTAPE_"
+__all__ = ["DEFAULT_BASE_URL", "DEFAULT_REDIS_URL", "ENV_PREFIX", "Loaded", "Settings", "Source", "Upstream", "load"]
+
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 DEFAULT_BASE_URLS: Final = {
@@ -34,12 +39,34 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
 Bytes = Annotated[int, Field(ge=1024)]
 Count = Annotated[int, Field(ge=1)]
 
+_SERVER_SCHEMES: Final = ("redis", "rediss", "unix")
+
+
+def _server_address(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        hint = f"; did you mean redis://{url}?" if url and "@" not in url and "?" not in url else ""
+        raise ValueError(f"must begin with redis://, rediss:// (TLS) or unix://{hint}")
+    if scheme not in _SERVER_SCHEMES or not rest:
+        raise ValueError(f"must begin with redis://, rediss:// (TLS) or unix://{nearest(scheme, _SERVER_SCHEMES)}")
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise ValueError(
+            "its port is not a number up to 65535 (in a password, each / : @ # ? % is written as % and two hex digits)"
+        ) from None
+    return url
+
+
+ServerAddress = Annotated[str, AfterValidator(_server_address)]
+
 
 class Upstream(BaseModel, extra="forbid", frozen=True):
     """One chat API that workers may call: a `[upstreams.NAME]` table."""
 
+    #: The API that it speaks.
     dialect: Literal["openai", "anthropic", "gemini"] = "openai"
-    #: Unset, the vendor's own. `{model}` in it is the model that is asked for (Azure's deployments).
+    #: Where the API is. Unset, the vendor's own. `{model}` in it is the model that is asked for (Azure's deployments).
     base_url: str = DEFAULT_BASE_URL
     #: Name of the environment variable that holds the key.
     api_key_env: str | None = None
@@ -53,6 +80,7 @@ class Upstream(BaseModel, extra="forbid", frozen=True):
     requests_per_minute: Annotated[int, Field(ge=0)] = 0
     #: Tokens (prompt and completion) per minute of all workers together; 0 is no limit.
     tokens_per_minute: Annotated[int, Field(ge=0)] = 0
+    #: Until a connection stands.
     connect_timeout_s: Seconds = 5.0
     #: From sending the request to the first chunk.
     first_chunk_timeout_s: Seconds = 60.0
@@ -94,7 +122,8 @@ class Upstream(BaseModel, extra="forbid", frozen=True):
     def _address_is_plain(self) -> Upstream:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url must be http:// or https:// with a host, not {self.base_url!r}")
+            told = "" if "@" in self.base_url else f", not {shown(self.base_url)!r}"
+            raise ValueError(f"base_url must be http:// or https:// with a host{told}")
         if parts.username or parts.password:
             raise ValueError("base_url must not hold a user or a password; use api_key_env or api_key_file")
         if self.api_key_env and self.api_key_file:
@@ -124,9 +153,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     """Everything that can be set. `Settings.load()` reads it from the environment and the file."""
 
     #: The server of the queue, and of the tapes unless `tape_url` names another. redis://, rediss:// or unix://.
-    redis_url: str = DEFAULT_REDIS_URL
-    #: The server of the tapes, where it is another one.
-    tape_url: str | None = None
+    redis_url: ServerAddress = DEFAULT_REDIS_URL
+    #: The server of the tapes; unset, that of the queue.
+    tape_url: ServerAddress | None = None
     #: Prefixes every key and every queue.
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "tokentape"
     #: How long a call to Redis is tried again before RedisUnavailable.
@@ -165,9 +194,12 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     #: What one follower buffers; beyond it, it reads from Redis at its own pace.
     reader_buffer_bytes: Bytes = 4 * 1024 * 1024
 
+    #: What a service logs: this and what is more serious.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    #: How a service logs: `auto` is text on a terminal and JSON elsewhere.
     log_format: Literal["auto", "text", "json"] = "auto"
 
+    #: The chat APIs, by name: tables of the file.
     upstreams: dict[str, Upstream] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -187,29 +219,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 
         Raises ConfigError that names the setting, where it was read, and the nearest right name.
         """
-        env = os.environ if environ is None else environ
-        values: dict[str, Any] = {}
-        sources: dict[str, str] = {}
-        for name, value in _read_file(env.get(f"{ENV_PREFIX}CONFIG")).items():
-            values[name], sources[name] = value, f"{name} in {env[f'{ENV_PREFIX}CONFIG']}"
-        for variable, value in env.items():
-            if not variable.startswith(ENV_PREFIX) or variable == f"{ENV_PREFIX}CONFIG":
-                continue
-            if variable.startswith(f"{ENV_PREFIX}TEST_"):  # left to test suites
-                continue
-            name = variable.removeprefix(ENV_PREFIX).lower()
-            if name not in _FROM_ENVIRONMENT:
-                raise ConfigError(f"{variable}: no such setting{_nearest(variable, _ENVIRONMENT_NAMES)}")
-            values[name], sources[name] = value, variable
-        for name, value in overrides.items():
-            if value is not None:
-                values[name], sources[name] = value, name
-        if not values.get("upstreams"):
-            values["upstreams"] = {"default": _upstream_from(env)}
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError(_explain(error, sources)) from None
+        return load(environ, **overrides).settings
 
     def route(self, model: str) -> str | None:
         """The upstream for a model that names none: an exact name first, then the patterns in the file's order."""
@@ -219,17 +229,90 @@ class Settings(BaseModel, extra="forbid", frozen=True):
         return next((name for name, upstream in self.upstreams.items() if upstream.serves(model)), None)
 
 
-_FROM_ENVIRONMENT: Final = tuple(name for name in Settings.model_fields if name != "upstreams")
-_ENVIRONMENT_NAMES: Final = tuple(f"{ENV_PREFIX}{name.upper()}" for name in (*_FROM_ENVIRONMENT, "config"))
+class Source(NamedTuple):
+    """Where a value came from. `name`: the variable, the option or argument, or the name inside `file`."""
+
+    kind: Literal["default", "file", "environment", "option"]
+    name: str = ""
+    file: str | None = None
+
+    def __str__(self) -> str:
+        if self.kind == "file":
+            return f"{self.name} in {self.file}"
+        return self.name or "the default"
 
 
-def _upstream_from(env: Mapping[str, str]) -> dict[str, Any]:
+class Loaded(NamedTuple):
+    """Settings, and where each came from: by name, and `upstreams.NAME.FIELD`. What is not there is the default."""
+
+    settings: Settings
+    sources: Mapping[str, Source]
+    #: The file that was read.
+    file: str | None
+
+    def source(self, name: str) -> Source:
+        """Where a setting came from."""
+        return self.sources.get(name, _DEFAULT)
+
+
+_DEFAULT: Final = Source("default")
+FROM_ENVIRONMENT: Final = tuple(name for name in Settings.model_fields if name != "upstreams")
+_ENVIRONMENT_NAMES: Final = tuple(f"{ENV_PREFIX}{name.upper()}" for name in (*FROM_ENVIRONMENT, "config"))
+_KNOWN: Final = {"settings": tuple(Settings.model_fields), "upstream": tuple(Upstream.model_fields)}
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Loaded:
+    """As Settings.load(), which says what is raised; with it, where each value came from."""
+    env = os.environ if environ is None else environ
+    file = env.get(f"{ENV_PREFIX}CONFIG") or None
+    values = _read_file(file)
+    sources = {name: Source("file", name, file) for name in values}
+    problems = _read_environment(env, values, sources)
+    for name, value in overrides.items():
+        if value is not None:
+            values[name], sources[name] = value, Source("option", name)
+    if not values.get("upstreams"):
+        values["upstreams"] = {"default": _upstream_from(env, sources)}
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        where = {name: str(source) for name, source in sources.items()}
+        where.setdefault("upstreams", "OPENAI_BASE_URL")
+        problems += explain(error, lambda name: where.get(name, name), _KNOWN)
+    if problems:
+        raise ConfigError(problems[0], problems=problems)
+    if "upstreams" in sources:
+        for upstream, table in settings.upstreams.items():
+            for name in (f"upstreams.{upstream}.{field}" for field in table.model_fields_set):
+                sources[name] = sources["upstreams"]._replace(name=name)
+    return Loaded(settings, sources, file)
+
+
+def _read_environment(env: Mapping[str, str], values: dict[str, Any], sources: dict[str, Source]) -> list[str]:
+    """Add what the environment sets. -> what is wrong with its names"""
+    problems = []
+    for variable, value in env.items():
+        if not variable.startswith(ENV_PREFIX) or variable == f"{ENV_PREFIX}CONFIG":
+            continue
+        if variable.startswith(f"{ENV_PREFIX}TEST_"):  # left to test suites
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name == "upstreams":
+            problems.append(f"{variable}: upstreams stand in the file that {ENV_PREFIX}CONFIG names")
+        elif name not in FROM_ENVIRONMENT:
+            problems.append(f"{variable}: no such setting{nearest(variable, _ENVIRONMENT_NAMES)}")
+        else:
+            values[name], sources[name] = value, Source("environment", variable)
+    return problems
+
+
+def _upstream_from(env: Mapping[str, str], sources: dict[str, Source]) -> dict[str, Any]:
     """The one upstream that stands where no file names any."""
     upstream: dict[str, Any] = {}
-    if env.get("OPENAI_BASE_URL"):
-        upstream["base_url"] = env["OPENAI_BASE_URL"]
-    if env.get("OPENAI_API_KEY"):
-        upstream["api_key_env"] = "OPENAI_API_KEY"
+    for variable, field in (("OPENAI_BASE_URL", "base_url"), ("OPENAI_API_KEY", "api_key_env")):
+        if env.get(variable):
+            upstream[field] = env[variable] if field == "base_url" else variable
+            sources[f"upstreams.default.{field}"] = Source("environment", variable)
     return upstream
 
 
@@ -241,26 +324,5 @@ def _read_file(path: str | None) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{ENV_PREFIX}CONFIG: {path} cannot be read ({error.strerror})") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and bytes that are not UTF-8
         raise ConfigError(f"{path}: not TOML: {error}") from error
-
-
-def _explain(error: ValidationError, sources: Mapping[str, str]) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    loc = tuple(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not loc:
-        return message
-    where = sources.get(loc[0], loc[0])
-    inside = ".".join(loc[1:])
-    if first["type"] == "extra_forbidden":
-        known = Upstream.model_fields if inside else Settings.model_fields
-        return f"{where}{f' ({inside})' if inside else ''}: no such setting{_nearest(loc[-1], tuple(known))}"
-    shown = "" if inside else f", not {first['input']!r}"
-    return f"{where}{f' ({inside})' if inside else ''}: {message}{shown}"
-
-
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {match[0]}?" if match else ""
