@@ -7,6 +7,10 @@ Every field is `TOKENTAPE_` and its name in capitals in the environment, and its
 `TOKENTAPE_CONFIG` points to; the tables `[upstreams.NAME]` stand in the file only. Durations end in `_s`, sizes
 in `_bytes`. Keys for upstreams are named (`api_key_env`, `api_key_file`), never written down, and are read by
 the worker alone.
+
+What is secret may stand in a file of its own, as Docker and Kubernetes mount it: an address with its password in the
+file that `TOKENTAPE_REDIS_URL_FILE` or `TOKENTAPE_TAPE_URL_FILE` names; the password alone, for addresses that hold
+none, in `redis_password_file`; the key of the one upstream that needs no config file in `OPENAI_API_KEY_FILE`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from .errors import ConfigError
 from .masking import shown
+from .secret_files import read_secret, with_password
 from .settings_errors import ENV_PREFIX, explain, nearest
 
 __all__ = ["DEFAULT_BASE_URL", "DEFAULT_REDIS_URL", "ENV_PREFIX", "Loaded", "Settings", "Source", "Upstream", "load"]
@@ -137,12 +142,7 @@ class Upstream(BaseModel, extra="forbid", frozen=True):
             if not key:
                 raise ConfigError(f"api_key_env: the environment variable {self.api_key_env} is not set")
             return key
-        if self.api_key_file:
-            try:
-                return self.api_key_file.read_text().strip()
-            except OSError as error:
-                raise ConfigError(f"api_key_file: {self.api_key_file} cannot be read ({error.strerror})") from error
-        return None
+        return _read_secret("api_key_file", self.api_key_file) if self.api_key_file else None
 
     def serves(self, model: str) -> bool:
         """Whether a pattern of `models` matches."""
@@ -156,6 +156,8 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     redis_url: ServerAddress = DEFAULT_REDIS_URL
     #: The server of the tapes; unset, that of the queue.
     tape_url: ServerAddress | None = None
+    #: File that holds the password for those of the two URLs that hold none; read at the start, white space stripped.
+    redis_password_file: Path | None = None
     #: Prefixes every key and every queue.
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "tokentape"
     #: How long a call to Redis is tried again before RedisUnavailable.
@@ -194,6 +196,8 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     #: What one follower buffers; beyond it, it reads from Redis at its own pace.
     reader_buffer_bytes: Bytes = 4 * 1024 * 1024
 
+    #: Where a worker says each second that it lives, for the probe `python -m tokentape_worker.health`; unset, nowhere.
+    health_file: Path | None = None
     #: What a service logs: this and what is more serious.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: How a service logs: `auto` is text on a terminal and JSON elsewhere.
@@ -257,7 +261,9 @@ class Loaded(NamedTuple):
 
 _DEFAULT: Final = Source("default")
 FROM_ENVIRONMENT: Final = tuple(name for name in Settings.model_fields if name != "upstreams")
-_ENVIRONMENT_NAMES: Final = tuple(f"{ENV_PREFIX}{name.upper()}" for name in (*FROM_ENVIRONMENT, "config"))
+#: Settings that may hold a secret: the environment may name a file instead.
+_FROM_FILES: Final = ("redis_url_file", "tape_url_file")
+_ENVIRONMENT_NAMES: Final = tuple(f"{ENV_PREFIX}{name.upper()}" for name in (*FROM_ENVIRONMENT, *_FROM_FILES, "config"))
 _KNOWN: Final = {"settings": tuple(Settings.model_fields), "upstream": tuple(Upstream.model_fields)}
 
 
@@ -273,6 +279,10 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Loaded:
             values[name], sources[name] = value, Source("option", name)
     if not values.get("upstreams"):
         values["upstreams"] = {"default": _upstream_from(env, sources)}
+    if file_of_password := values.get("redis_password_file"):
+        password = read_secret(str(sources["redis_password_file"]), file_of_password)
+        values["redis_url"] = with_password(values.get("redis_url", DEFAULT_REDIS_URL), password)
+        values["tape_url"] = with_password(values.get("tape_url"), password)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -297,7 +307,14 @@ def _read_environment(env: Mapping[str, str], values: dict[str, Any], sources: d
         if variable.startswith(f"{ENV_PREFIX}TEST_"):  # left to test suites
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
-        if name == "upstreams":
+        if name in _FROM_FILES:
+            direct = variable.removesuffix("_FILE")
+            if direct in env:
+                problems.append(f"{variable} and {direct} exclude each other")
+            else:
+                setting = name.removesuffix("_file")
+                values[setting], sources[setting] = read_secret(variable, value), Source("environment", variable)
+        elif name == "upstreams":
             problems.append(f"{variable}: upstreams stand in the file that {ENV_PREFIX}CONFIG names")
         elif name not in FROM_ENVIRONMENT:
             problems.append(f"{variable}: no such setting{nearest(variable, _ENVIRONMENT_NAMES)}")
@@ -313,6 +330,9 @@ def _upstream_from(env: Mapping[str, str], sources: dict[str, Source]) -> dict[s
         if env.get(variable):
             upstream[field] = env[variable] if field == "base_url" else variable
             sources[f"upstreams.default.{field}"] = Source("environment", variable)
+    if "api_key_env" not in upstream and env.get("OPENAI_API_KEY_FILE"):
+        upstream["api_key_file"] = env["OPENAI_API_KEY_FILE"]
+        sources["upstreams.default.api_key_file"] = Source("environment", "OPENAI_API_KEY_FILE")
     return upstream
 
 
