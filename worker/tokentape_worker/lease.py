@@ -54,6 +54,11 @@ class Lease:
         self._stop.set()
 
     @property
+    def held(self) -> bool:
+        """Whether this worker may take jobs, as far as it knows without asking: its lease was renewed in time."""
+        return self._thread.is_alive() and time.monotonic() - self._renewed_at < self._lease_s
+
+    @property
     def steady(self) -> bool:
         """Whether this worker may judge others."""
         now = time.monotonic()

@@ -9,6 +9,7 @@ RQ would do to deliver, recover and finish jobs is replaced by the queue side of
     publisher   see publisher.py
     lease       a thread, see lease.py
     presence    RQ's heartbeat, each few seconds, in a thread
+    health      says each second that the loop turns, for probes and for systemd: see health.py
 
 Stop: the first SIGTERM or SIGINT stops popping, lets streams finish for `grace_s`, puts the rest back and leaves; the
 second puts back at once. Where the server does not answer, it goes without: after one lease the others take over what
@@ -49,6 +50,7 @@ from tokentape.tape import Tape, text_of
 from . import limits
 from . import ownership as own
 from .attempt import Services, through_outages
+from .health import EVERY_S, Health
 from .lease import Lease
 from .ledger import Ledger, LedgerClosed
 from .limits import Limits
@@ -207,6 +209,8 @@ class _Service:
         if self._worker.stops_asked:
             self._on_signal()
         async with AsyncExitStack() as stack:
+            # From before the server is first asked until after it was left: an outage is no reason to be restarted.
+            stack.push_async_callback(end_task, asyncio.create_task(self._tell_health(), name="health"))
             stack.push_async_callback(self._close)
             upstreams = await stack.enter_async_context(Upstreams(self._settings))
             self._services = Services(
@@ -375,6 +379,16 @@ class _Service:
                 continue
             with suppress(RedisError, OSError):
                 await in_thread(self._beat, bool(self._runs))
+
+    async def _tell_health(self) -> None:
+        health = Health.of(self._settings.health_file, os.environ)
+        while health.wanted:
+            stopping = self._stopping.is_set()
+            try:
+                health.tell(ready=self._lease.held and not stopping, stopping=stopping)
+            except OSError as error:
+                log.warning("health cannot be told", error=str(error))
+            await asyncio.sleep(EVERY_S)
 
     def _beat(self, busy: bool) -> None:
         self._worker.heartbeat(_PRESENCE_TTL_S)
