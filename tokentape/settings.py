@@ -142,7 +142,7 @@ class Upstream(BaseModel, extra="forbid", frozen=True):
             if not key:
                 raise ConfigError(f"api_key_env: the environment variable {self.api_key_env} is not set")
             return key
-        return _read_secret("api_key_file", self.api_key_file) if self.api_key_file else None
+        return read_secret("api_key_file", self.api_key_file) if self.api_key_file else None
 
     def serves(self, model: str) -> bool:
         """Whether a pattern of `models` matches."""
