@@ -61,6 +61,14 @@ def test_the_reference_has_every_command(tmp_path: Path) -> None:
     )
 
 
+def test_the_page_of_the_settings_is_that_of_the_code(tmp_path: Path) -> None:
+    target = tmp_path / "settings.md"
+
+    subprocess.run([sys.executable, ROOT / "script" / "settings_page.py", target], check=True, timeout=60)
+
+    assert (DOCS / "settings.md").read_text() == target.read_text(), "run script/docs-settings"
+
+
 # ---- operations
 
 
@@ -103,6 +111,7 @@ def test_the_times_of_recovery_are_those_of_the_readme() -> None:
 
 def test_settings_that_pages_name_exist() -> None:
     known = {f"TOKENTAPE_{name.upper()}" for name in Settings.model_fields} | {"TOKENTAPE_CONFIG"}
+    known |= {"TOKENTAPE_REDIS_URL_FILE", "TOKENTAPE_TAPE_URL_FILE"}
 
     for page in DOCS.rglob("*.md"):
         assert set(re.findall(r"\bTOKENTAPE_[A-Z_]+", page.read_text())) <= known, page
