@@ -44,9 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_settings_from_outside() -> Iterator[None]:
-    """A developer's own settings and keys reach no test, and no process that a test starts."""
+def no_settings_from_outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A developer's own settings and keys reach no test, and no process that a test starts; nor does their server."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         for name in list(os.environ):
             if name.startswith(("TOKENTAPE_", "OPENAI_")) and not name.startswith(TEST_VARIABLES):
                 patch.delenv(name)

@@ -36,6 +36,11 @@ class ChildFailed(TokentapeError):
     """A process of ours ended, or never began to serve. The message has its last words."""
 
 
+def command(module: str, *arguments: str) -> list[str]:
+    """The command line of a child; its owner gives it a pipe as standard input, and a process group of its own."""
+    return [sys.executable, "-P", "-m", "tokentape.child", module, *arguments]
+
+
 class Child:
     """One running process, for a `with` block or until `stop`.
 
@@ -46,7 +51,7 @@ class Child:
         self.name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tokentape.child", module, *arguments],
+            command(module, *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -12,9 +12,9 @@ object: {"error": {"type": "JobNotFound", "message": …, "exit_code": 3, …}}.
               130  interrupted (Ctrl-C)
               141  the reader of stdout has gone (as in `| head`), without a word
 
-The commands of this package need no extra to be listed, and none but `simulate` and `demo` to be run. Those of the
-services are found through the entry points `tokentape.commands`: no arrow points up from the library. Every command is
-loaded when it is asked for, so that help and `--version` wait for nothing but click.
+The commands of this package need no extra to be listed, and none but `simulate`, `demo` and `up` to be run. Those of
+the services are found through the entry points `tokentape.commands`: no arrow points up from the library. Every command
+is loaded when it is asked for, so that help and `--version` wait for nothing but click.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from .errors import (
     ResultTimeout,
     TokentapeError,
 )
+from .finder import Finder, finder
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -75,6 +76,7 @@ _BUILT_IN: Final = {
         "Run a scripted chat API for tests and demos, whose answers can be known beforehand.",
     ),
     "demo": ("local_commands", "Show everything at work on this machine."),
+    "up": ("local_commands", "Run server and workers on this machine, until Ctrl-C."),
 }
 
 
@@ -86,7 +88,6 @@ class _Service(NamedTuple):
 
 
 _SERVICES: Final = {
-    "up": _Service("local", "Run everything on this machine: server, workers, producer."),
     "worker": _Service("worker", "Run a worker: take jobs, call the upstreams, write the tapes."),
     "producer": _Service("producer", "Run the producer service: jobs and answers over HTTP."),
     "batch": _Service("producer", "Run the lines of a file as jobs, each exactly once."),
@@ -160,11 +161,12 @@ def tokentape(ctx: click.Context) -> None:
     """Run chat completions as queued jobs whose every chunk stays readable: live, later, or again.
 
     Settings come from TOKENTAPE_* in the environment and from the file that TOKENTAPE_CONFIG names. The server is
-    TOKENTAPE_REDIS_URL.
+    TOKENTAPE_REDIS_URL, or where that is not set the one that `tokentape up` runs.
 
     \b
     Examples:
       tokentape demo                                  everything at work on this machine
+      tokentape up                                    server and worker, until Ctrl-C
       tokentape submit "Why is the sky blue?" --follow
       tokentape status
     """
@@ -182,15 +184,25 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def _run(given: list[str]) -> int:
     as_json = "--json" in (given[: given.index("--")] if "--" in given else given)
+    # With --json stderr holds JSON alone, and what was ignored stands in the error that comes of it.
+    found = Finder(lambda why: None if as_json else click.echo(f"note: {why}", err=True))
+    before = finder.set(found)
+    try:
+        return _invoke(given, as_json, found)
+    finally:
+        finder.reset(before)
+
+
+def _invoke(given: list[str], as_json: bool, found: Finder) -> int:
     try:
         code = tokentape.main(given, prog_name="tokentape", standalone_mode=False)
         sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except click.ClickException as error:
-        return _tell(error, EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code, as_json)
+        return _tell(error, EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code, as_json, found)
     except TokentapeError as error:
-        return _tell(error, exit_code(error), as_json)
+        return _tell(error, exit_code(error), as_json, found)
     except (_PipeClosed, BrokenPipeError):
         _forget_stdout()
         return EXIT_PIPE_CLOSED
@@ -202,31 +214,33 @@ def exit_code(error: TokentapeError) -> int:
     return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_FAILED)
 
 
-def _tell(error: click.ClickException | TokentapeError, code: int, as_json: bool) -> int:
-    message = _message(error)
+def _tell(error: click.ClickException | TokentapeError, code: int, as_json: bool, found: Finder) -> int:
+    message = _message(error, found)
     with contextlib.suppress(BrokenPipeError):
         if as_json:
             facts = {"type": type(error).__name__, "message": message, "exit_code": code, **_facts(error)}
+            if found.ignored:
+                facts["note"] = found.ignored
             click.echo(json.dumps({"error": facts}, ensure_ascii=False), err=True)
         else:
             click.echo(f"error: {message}", err=True)
     return code
 
 
-def _message(error: click.ClickException | TokentapeError) -> str:
+def _message(error: click.ClickException | TokentapeError, found: Finder) -> str:
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "tokentape"
         text = f"{error.format_message().rstrip('.')} ({command} --help says more)"
     elif isinstance(error, click.ClickException):
         text = error.format_message()
     elif isinstance(error, RedisUnavailable):
-        text = f"{str(error).rstrip('.')}; {_where_redis_was_looked_for()}"
+        text = f"{str(error).rstrip('.')}; {_where_redis_was_looked_for(found)}"
     else:
         text = str(error)
     return " ".join(text.split())
 
 
-def _where_redis_was_looked_for() -> str:
+def _where_redis_was_looked_for(found: Finder) -> str:
     """Which address, without its password, and which setting it came from."""
     from .masking import shown  # noqa: PLC0415 - see above: what help does not need
     from .settings import DEFAULT_REDIS_URL, ENV_PREFIX, Settings  # noqa: PLC0415
@@ -243,10 +257,12 @@ def _where_redis_was_looked_for() -> str:
             continue
         if variable in os.environ:
             places.append(f"{shown(url)} from {variable}")
+        elif found.endpoint and url == found.endpoint.redis_url:
+            places.append(f"{shown(url)} from {found.source}")
         elif config and url != DEFAULT_REDIS_URL:
             places.append(f"{shown(url)} from {name} in {config}")
         else:
-            places.append(f"{shown(url)}, the default: set {variable} if it is elsewhere")
+            places.append(f"{shown(url)}, the default: set {variable} if it is elsewhere, or start tokentape up")
     return f"is the server running? looked for it at {' and '.join(places)}"
 
 

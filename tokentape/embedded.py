@@ -73,6 +73,7 @@ class EmbeddedServer:
     `data`: a directory, made if need be, in which everything is kept by an append-only file (written to disk once a
     second); the next server on it begins with what this one had. None: nothing is kept.
     `unix_socket`: listen on a Unix socket only, and not on a loopback port.
+    `password`: clients need one, which is made up here and stands in `url`; other users of the machine have none.
     `config`: further lines of the server's configuration, name to arguments, as in {"save": "900 1"}.
     `binary`: another server program that understands the same options, as Debian's redis-server.
 
@@ -84,6 +85,7 @@ class EmbeddedServer:
         *,
         data: Path | None = None,
         unix_socket: bool = False,
+        password: bool = False,
         config: Mapping[str, str] | None = None,
         binary: Path | None = None,
     ) -> None:
@@ -92,6 +94,7 @@ class EmbeddedServer:
             raise ValueError(f"config: {', '.join(sorted(taken))} cannot be set, the embedded server sets it itself")
         self._data = data.absolute() if data else None
         self._unix_socket = unix_socket
+        self._password = secrets.token_urlsafe(24) if password else None
         self._config = dict(config or {})
         self._binary = binary
         self._supervisor: _Supervisor | None = None
@@ -101,17 +104,30 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect: redis://127.0.0.1:PORT/0, or unix://PATH?db=0. The same after restart()."""
+        """Where clients connect: redis://127.0.0.1:PORT/0, or unix://PATH?db=0, with the password if there is one. The
+        same after restart()."""
         self._running()
+        credentials = f":{self._password}@" if self._password else ""
         if self._unix_socket:
-            return f"unix://{quote(str(self._socket))}?db=0"
-        return f"redis://127.0.0.1:{self._port}/0"
+            return f"unix://{credentials}{quote(str(self._socket))}?db=0"
+        return f"redis://{credentials}127.0.0.1:{self._port}/0"
 
     @property
     def pid(self) -> int:
         """The server's process id; after kill() that of the one which was killed."""
         self._running()
         return self._pid
+
+    @property
+    def log_path(self) -> Path:
+        """The server's own log. It is removed with the server."""
+        self._running()
+        return self._directory / "server.log"
+
+    def exit_code(self) -> int | None:
+        """What the server process ended with; None while it runs. Raises RedisUnavailable where nobody can tell."""
+        code: int | None = self._running().ask("look")["exited"]
+        return code
 
     def start(self) -> None:
         """Start the server and wait until it answers.
@@ -126,7 +142,7 @@ class EmbeddedServer:
             self._data.mkdir(parents=True, exist_ok=True)
         self._supervisor = _Supervisor(
             binary=str(binary),
-            config=_config_text(self._config, persist=self._data is not None),
+            config=_config_text(self._config, persist=self._data is not None, password=self._password),
             data=None if self._data is None else str(self._data),
             grace_s=GRACE_S,
             lock_wait_s=LOCK_WAIT_S,
@@ -177,7 +193,10 @@ class EmbeddedServer:
         started = self._running().ask("start")
         self._pid, self._directory = started["pid"], Path(started["directory"])
         with redis.Redis(
-            unix_socket_path=str(self._socket), socket_timeout=START_WAIT_S, retry=Retry(NoBackoff(), 0)
+            unix_socket_path=str(self._socket),
+            password=self._password,
+            socket_timeout=START_WAIT_S,
+            retry=Retry(NoBackoff(), 0),
         ) as control:
             self._wait_ready(control)
             if not self._unix_socket:
@@ -189,7 +208,7 @@ class EmbeddedServer:
             try:
                 control.ping()
             except (redis.ConnectionError, redis.TimeoutError):  # not listening, or still loading
-                exited = self._running().ask("look")["exited"]
+                exited = self.exit_code()
                 if exited is not None or time.monotonic() > give_up_at:
                     how = f"exit code {exited}" if exited is not None else f"no answer in {START_WAIT_S:g} s"
                     raise RedisUnavailable(f"the embedded server did not start ({how})\n{self._log_tail()}") from None
@@ -205,12 +224,14 @@ class EmbeddedServer:
                 control.config_set("port", port)
             except redis.ResponseError as error:
                 refusal = error
+            except (redis.ConnectionError, redis.TimeoutError) as error:  # ended meanwhile
+                raise RedisUnavailable(f"the embedded server did not start ({error})\n{self._log_tail()}") from error
             else:
                 return port
         raise RedisUnavailable(f"the embedded server found no port: {refusal}\n{self._log_tail()}") from refusal
 
     def _log_tail(self) -> str:
-        lines = (self._directory / "server.log").read_text(errors="replace").splitlines()
+        lines = self.log_path.read_text(errors="replace").splitlines()
         return "\n".join(lines[-_LOG_TAIL_LINES:])
 
 
@@ -227,7 +248,7 @@ def bundled_binary() -> Path:
     raise ExtraMissing("the embedded server", "local")
 
 
-def _config_text(extra: Mapping[str, str], *, persist: bool) -> str:
+def _config_text(extra: Mapping[str, str], *, persist: bool, password: str | None) -> str:
     """The server's configuration file, but for the socket, which the supervisor adds."""
     options = {
         "save": "",
@@ -236,6 +257,7 @@ def _config_text(extra: Mapping[str, str], *, persist: bool) -> str:
         "maxmemory-policy": "noeviction",
         **extra,
         **_FIXED,
+        **({"requirepass": password} if password else {}),
     }
     lines = []
     for name, value in options.items():

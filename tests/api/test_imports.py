@@ -50,6 +50,7 @@ def test_help_and_version_load_click_and_nothing_else(argument: str) -> None:
         "tokentape",
         "tokentape.cli",
         "tokentape.errors",
+        "tokentape.finder",
     }
     assert "asyncio" not in modules
     assert len(modules) < 250, sorted(modules)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -37,6 +39,35 @@ def test_it_answers_on_a_unix_socket_and_no_port(server_binary: Path | None) -> 
 
         assert server.url.startswith("unix://")
         assert port in ([b"port", b"0"], {b"port": b"0"})
+
+
+@pytest.mark.parametrize("unix_socket", [False, True])
+def test_with_a_password_only_its_url_gets_in(server_binary: Path | None, unix_socket: bool) -> None:
+    with EmbeddedServer(password=True, unix_socket=unix_socket, binary=server_binary) as server:
+        bare = re.sub(r"//:[^@]+@", "//", server.url)
+
+        assert ask(server, "PING") is True
+        with redis.Redis.from_url(bare) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+
+
+def test_no_two_servers_have_the_same_password() -> None:
+    with EmbeddedServer(password=True) as one, EmbeddedServer(password=True) as other:
+        passwords = {urlsplit(server.url).password for server in (one, other)}
+
+    assert len(passwords) == 2
+    assert None not in passwords
+
+
+def test_it_tells_whether_its_server_runs_and_where_the_log_is(server_binary: Path | None) -> None:
+    with EmbeddedServer(binary=server_binary) as server:
+        running = server.exit_code()
+        server.kill()
+        killed = server.exit_code()
+        server.restart()
+
+        assert (running, killed, server.exit_code()) == (None, -signal.SIGKILL, None)
+        assert "Ready to accept connections" in server.log_path.read_text()
 
 
 def test_the_scratch_directory_may_hold_a_space(server_binary: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
-"""Structured logs on stderr: text on a terminal, JSON elsewhere. Never a prompt, an answer or a key."""
+"""Structured logs on stderr: text on a terminal, JSON elsewhere. Never a prompt, an answer or a key.
+
+Text has colours on a terminal, and none where NO_COLOR says so.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -14,8 +18,11 @@ from tokentape.settings import Settings
 def configure(settings: Settings) -> None:
     """Set structlog up for a service, once, before it starts."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
+    terminal = sys.stderr.isatty()
+    text = settings.log_format == "text" or (settings.log_format == "auto" and terminal)
+    renderer: Any = structlog.processors.JSONRenderer()
+    if text:
+        renderer = structlog.dev.ConsoleRenderer(colors=terminal and not os.environ.get("NO_COLOR"))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
