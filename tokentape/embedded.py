@@ -70,8 +70,8 @@ _RESERVED: Final = frozenset({*_FIXED, "unixsocket", "unixsocketperm", "dir", "r
 class EmbeddedServer:
     """One Valkey server that belongs to this process.
 
-    `data`: a directory, made if need be, in which everything is kept by an append-only file (written to disk once a
-    second); the next server on it begins with what this one had. None: nothing is kept.
+    `data`: a directory, made for this user alone if need be, in which everything is kept by an append-only file
+    (written to disk once a second); the next server on it begins with what this one had. None: nothing is kept.
     `unix_socket`: listen on a Unix socket only, and not on a loopback port.
     `password`: clients need one, which is made up here and stands in `url`; other users of the machine have none.
     `config`: further lines of the server's configuration, name to arguments, as in {"save": "900 1"}.
@@ -139,7 +139,7 @@ class EmbeddedServer:
             raise RuntimeError("the embedded server was started already")
         binary = self._binary or bundled_binary()
         if self._data is not None:
-            self._data.mkdir(parents=True, exist_ok=True)
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)  # the server's own files anybody may read
         self._supervisor = _Supervisor(
             binary=str(binary),
             config=_config_text(self._config, persist=self._data is not None, password=self._password),

@@ -120,13 +120,13 @@ class RedisUnavailable(TokentapeError, ConnectionError):
 class ConfigError(TokentapeError, ValueError):
     """A setting has a wrong name or a wrong value; the message names it and where it was read.
 
-    `problems` are all that were found, a line each; the message is the first of them.
+    `problems` are all that were found, each a line of its own; the message has all of them.
     """
 
     def __init__(self, message: str, *, problems: Sequence[str] = ()) -> None:
-        more = f" (and {len(problems) - 1} more: `tokentape doctor` lists them)" if len(problems) > 1 else ""
+        more = "".join(f"; also: {problem}" for problem in problems[1:])
         super().__init__(message + more)
-        self.problems = tuple(problems) or (message,)
+        self.problems: tuple[str, ...] = tuple(problems) or (message,)
 
 
 class ExtraMissing(TokentapeError, ImportError):

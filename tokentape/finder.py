@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 finder: Final[ContextVar[Callable[[], Mapping[str, str]]]] = ContextVar("finder", default=dict)
 
 
-def found(environ: Mapping[str, str] | None, values: Mapping[str, object]) -> Mapping[str, str]:
+#: Whoever sets one of them has a server of their own.
+_NAMING: Final = ("redis_url", "tape_url", "redis_password_file")
+
+
+def found(environ: Mapping[str, str] | None, values: Mapping[str, object]) -> dict[str, str]:
     """What to add to `values` where they name no server; nothing where `environ` is given, which is all then."""
-    named = "redis_url" in values or "tape_url" in values
-    return {} if named or environ is not None else finder.get()()
+    if environ is not None or not values.keys().isdisjoint(_NAMING):
+        return {}
+    return {name: value for name, value in finder.get()().items() if name not in values}
 
 
 class Finder:

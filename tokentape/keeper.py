@@ -50,9 +50,9 @@ class Backoff:
 class Keeper:
     """Runs `module` as a child named `name` in the log, with `env` as its whole environment. For one event loop.
 
-    `arguments` are those of the next start; the owner may change them. `greeting`: for
-    those that say by the first line on their standard output that they are ready; gets the one of the first life, and
-    none of them stands in the log. `keep` is to be run as a task.
+    `arguments` are those of the next start; the owner may change them. `greeting`: for those that say by the first line
+    on their standard output that they are ready; gets the one of the first life, and none of them stands in the log.
+    `keep` is to be run as a task.
     """
 
     def __init__(

@@ -1,7 +1,9 @@
 """Settings: defaults, then `tokentape.toml`, then `TOKENTAPE_*` in the environment, parsed once.
 
-Where none of them names a server, the `tokentape` command goes by what finder.py finds. docs/settings.md is made of
-this file by `script/docs-settings`: what stands in `#:` above a setting is its meaning there.
+Where none of them names a server, the `tokentape` command goes by what finder.py finds.
+
+docs/settings.md is made of this file by `script/docs-settings`: what stands in `#:` above a setting is its meaning
+there.
 
 Every field is `TOKENTAPE_` and its name in capitals in the environment, and its plain name in the file, which
 `TOKENTAPE_CONFIG` points to; the tables `[upstreams.NAME]` stand in the file only. Durations end in `_s`, sizes
@@ -235,9 +237,9 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 
 
 class Source(NamedTuple):
-    """Where a value came from. `name`: the variable, the option, the name inside `file`, or who runs the server."""
+    """Where a value came from. `name`: the variable, the option or argument, or the name inside `file`."""
 
-    kind: Literal["default", "file", "environment", "option", "found"]
+    kind: Literal["default", "file", "environment", "option", "endpoint"]
     name: str = ""
     file: str | None = None
 
@@ -278,9 +280,9 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Loaded:
     for name, value in overrides.items():
         if value is not None:
             values[name], sources[name] = value, Source("option", name)
-    by_up = found(environ, values)
-    values = {**by_up, **values}
-    sources = {**dict.fromkeys(by_up, Source("found", "tokentape up")), **sources}
+    endpoint = found(environ, values)
+    values |= endpoint
+    sources |= dict.fromkeys(endpoint, Source("endpoint", "`tokentape up`"))
     if not values.get("upstreams"):
         values["upstreams"] = {"default": _upstream_from(env, sources)}
     if file_of_password := values.get("redis_password_file"):

@@ -75,6 +75,7 @@ class WatchedServer:
                 pause_s = backoff.after(0)
                 self._log.say(f"{refusal}; tries again in {pause_s:g} s", level="error")
                 await asyncio.sleep(pause_s)
+                await self._look()  # raises where nobody is left who could start it
             self._log.say("server started", pid=self._server.pid)
             self._listen()
 

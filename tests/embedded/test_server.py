@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -120,6 +121,15 @@ def test_data_survives_stop_and_start(tmp_path: Path, server_binary: Path | None
 
     with EmbeddedServer(data=data, binary=server_binary) as after:
         assert ask(after, "XLEN", "tape") == 1
+
+
+def test_a_data_directory_that_it_makes_is_for_this_user_alone(tmp_path: Path, server_binary: Path | None) -> None:
+    data = tmp_path / "data"
+
+    with EmbeddedServer(data=data, binary=server_binary):
+        mode = data.stat().st_mode
+
+    assert stat.S_IMODE(mode) == 0o700
 
 
 def test_without_data_nothing_is_kept(server_binary: Path | None) -> None:

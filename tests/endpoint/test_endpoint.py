@@ -17,7 +17,7 @@ import pytest
 from tokentape import Client, Settings, endpoint
 from tokentape.endpoint import Endpoint, EndpointUnusable, Publication
 from tokentape.finder import Finder, finder
-from tokentape.settings import DEFAULT_REDIS_URL
+from tokentape.settings import DEFAULT_REDIS_URL, load
 
 #: Publishes an endpoint, says so, and ends when its standard input closes, without removing anything.
 PUBLISHER = """
@@ -236,6 +236,7 @@ def test_settings_that_name_no_server_take_the_endpoint(found: Finder, ours: End
     settings = Settings.load()
 
     assert (settings.redis_url, settings.namespace) == (ours.redis_url, "ours")
+    assert str(load().source("redis_url")) == "`tokentape up`"
     assert f"process {os.getpid()}" in found.source
 
 
@@ -267,6 +268,16 @@ def test_a_server_that_is_named_anywhere_is_the_one(
     assert getattr(settings, name) == url
     assert settings.namespace == "tokentape"
     assert found.endpoint is None
+
+
+@pytest.mark.usefixtures("found")
+def test_a_password_that_is_set_is_for_another_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(secrets.token_hex(8))
+    monkeypatch.setenv("TOKENTAPE_REDIS_PASSWORD_FILE", str(tmp_path / "password"))
+
+    settings = Settings.load()
+
+    assert settings.redis_url.endswith("@127.0.0.1:6379/0")
 
 
 def test_an_application_does_not_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ours: Endpoint) -> None:
