@@ -71,6 +71,7 @@ _BUILT_IN: Final = {
     "result": ("job_commands", "Print a job's answer, waiting for it where it is not there yet."),
     "cancel": ("job_commands", "Cancel a job."),
     "status": ("job_commands", "Show a job as its tape tells it, or without JOB the queues and the workers."),
+    "config": ("config_commands", "Show the settings."),
     "simulate": (
         "local_commands",
         "Run a scripted chat API for tests and demos, whose answers can be known beforehand.",
