@@ -205,8 +205,9 @@ def _invoke(given: list[str], as_json: bool, found: Finder) -> int:
     except TokentapeError as error:
         return _tell(error, exit_code(error), as_json, found)
     except (_PipeClosed, BrokenPipeError):
-        _forget_stdout()
-        return EXIT_PIPE_CLOSED
+        code = EXIT_PIPE_CLOSED
+    if code == EXIT_PIPE_CLOSED:
+        _forget_output()
     return code if isinstance(code, int) else 0
 
 
@@ -282,10 +283,11 @@ def _write_any_text() -> None:
         sys.stdout.reconfigure(encoding=utf8, errors="backslashreplace")
 
 
-def _forget_stdout() -> None:
-    """What is still buffered goes nowhere, so that the interpreter does not complain when it flushes at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _forget_output() -> None:
+    """What is still buffered goes nowhere: the interpreter flushes at exit, and fails where nobody reads."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

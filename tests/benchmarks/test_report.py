@@ -118,7 +118,8 @@ def test_figures_replace_those_that_stood_in_the_readme() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="read from Linux's kernel")
 def test_cpu_counts_a_process_and_the_children_it_has_waited_for() -> None:
     burn = "import time\nuntil = time.process_time() + 0.3\nwhile time.process_time() < until: pass\n"
-    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); print(); sys.stdin.read()"
+    waits = "print(flush=True); sys.stdin.read()"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}]); {waits}"
     command = [sys.executable, "-c", program]
 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -24,7 +24,7 @@ def quick(module: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.skipif(sys.platform != "linux", reason="CPU and memory are read from Linux's kernel")
 @pytest.mark.parametrize("benchmark_id", BENCHMARKS)
 def test_a_benchmark_yields_ours_its_rivals_and_its_targets(benchmark_id: str) -> None:
