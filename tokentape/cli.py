@@ -4,7 +4,8 @@ Results go to stdout, everything else to stderr. An error is one line that says 
 object: {"error": {"type": "JobNotFound", "message": …, "exit_code": 3, …}}.
 
     exit code   0  fine
-                1  the job failed, was cancelled or expired; a demo that was not exact; a tape that cannot be read
+                1  the job failed, was cancelled or expired; a demo that was not exact; a tape that cannot be read; an
+                    error that doctor found
                 2  wrong usage, a request that was refused, a wrong setting, a part that is not installed
                 3  no such job
                 4  the wait was over before the job
@@ -72,6 +73,7 @@ _BUILT_IN: Final = {
     "cancel": ("job_commands", "Cancel a job."),
     "status": ("job_commands", "Show a job as its tape tells it, or without JOB the queues and the workers."),
     "config": ("config_commands", "Show the settings."),
+    "doctor": ("doctor", "Check settings, Redis, upstreams and workers, and say how to mend what is wrong."),
     "simulate": (
         "local_commands",
         "Run a scripted chat API for tests and demos, whose answers can be known beforehand.",

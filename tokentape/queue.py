@@ -23,6 +23,8 @@ Ours, on the same server, decide who runs what (prefix: the namespace):
     :limit:UPSTREAM        hash   requests, tokens -> when the upstream's budget is whole again, ms
     :upstreams             hash   name -> what it serves, as workers announce it: models and dialect, no address
 
+RQ's record of a worker, rq:worker:NAME, has two fields more: the version and the upstreams (JSON) of a worker of ours.
+
 The scripts that move jobs between these are in the worker's package; `enqueue` is the one that clients need.
 """
 
@@ -130,6 +132,16 @@ class QueueKeys:
     @cached_property
     def all_delayed(self) -> tuple[str, ...]:
         return tuple(self.delayed(priority) for priority in PRIORITIES)
+
+
+#: Fields of ours in RQ's record of a worker.
+VERSION_FIELD: Final = "tokentape_version"
+UPSTREAMS_FIELD: Final = "tokentape_upstreams"
+
+
+def rq_worker_key(name: str) -> str:
+    """RQ's record of a worker."""
+    return f"{RQ}:worker:{name}"
 
 
 def rq_job_key(job_id: str) -> str:

@@ -18,16 +18,24 @@ from tokentape.settings import Upstream
 
 from .classify import redact, shorten
 from .dialects import Dialect, WireRequest
-from .dialects.anthropic import Anthropic
+from .dialects.anthropic import VERSION, Anthropic
 from .dialects.gemini import Gemini
 from .dialects.openai import OpenAI
 
 DIALECTS: Final[Mapping[str, Dialect]] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemini": Gemini()}
 
+#: Headers that carry a key.
+_KEY_HEADERS: Final = frozenset({"authorization", "x-api-key", "x-goog-api-key", "api-key"})
 Auth = Literal["bearer", "x-api-key", "x-goog-api-key", "api-key", "none"]
 _AUTH: Final[Mapping[str, Auth]] = {"openai": "bearer", "anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 #: What stands between the host and the path, where the base URL has no version in it.
 _VERSIONS: Final = {"openai": "", "anthropic": "/v1", "gemini": "/v1beta"}
+#: What a list of all models in one page is asked for with.
+_LISTING: Final[Mapping[str, Mapping[str, str]]] = {
+    "openai": {},
+    "anthropic": {"limit": "1000"},
+    "gemini": {"pageSize": "1000"},
+}
 _VERSION: Final = re.compile(r"/v\d+\w*(?:/|$)")
 #: A header's value shorter than this is no secret, and taking it out of messages would make them unreadable.
 _SECRET_CHARS: Final = 8
@@ -76,6 +84,34 @@ class Route:
             path += _VERSIONS[self.upstream.dialect]
         query = urlencode([*parse_qsl(base.query, keep_blank_values=True), *request.query.items()])
         return urlunsplit((base.scheme, base.netloc, path + request.path, query, ""))
+
+    @property
+    def has_key(self) -> bool:
+        """Whether calls carry a key, be it among the headers or in the query of the settings."""
+        names = {name.lower() for name in self.upstream.headers}
+        return bool(self._auth() or names & _KEY_HEADERS or "key" in self.upstream.query)
+
+    def listing(self, *, with_key: bool = True) -> tuple[str, dict[str, str]]:
+        """Where this upstream lists its models, and the headers that ask for it."""
+        named = next((model for model in self.upstream.models if not set(model) & set("*?[")), "-")
+        query = {**_LISTING[self.upstream.dialect], **self.upstream.query}
+        if not with_key:
+            query.pop("key", None)
+        request = WireRequest("/models", {}, {}, query)
+        headers = {
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            **(
+                {"anthropic-version": self.upstream.anthropic_version or VERSION}
+                if self.upstream.dialect == "anthropic"
+                else {}
+            ),
+            **(self._auth() if with_key else {}),
+            **{name.lower(): value for name, value in self.upstream.headers.items()},
+        }
+        if not with_key:
+            headers = {name: value for name, value in headers.items() if name not in _KEY_HEADERS}
+        return self.url(request, named), headers
 
     def blame(self, info: ErrorInfo) -> ErrorInfo:
         """The error with the upstream's name, and without its secrets."""

@@ -39,11 +39,11 @@ from rq.command import parse_payload
 from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
 
-from tokentape import tape
+from tokentape import __version__, tape
 from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async, end_task
 from tokentape.errors import RedisUnavailable
 from tokentape.job import PRIORITIES, ErrorInfo
-from tokentape.queue import QueueKeys
+from tokentape.queue import UPSTREAMS_FIELD, VERSION_FIELD, QueueKeys
 from tokentape.settings import Settings
 from tokentape.tape import Tape, text_of
 
@@ -430,7 +430,16 @@ class _Service:
         self._announce()
 
     def _announce(self) -> None:
-        """What this worker's upstreams serve. Clients without a configuration refuse what nobody announces."""
+        """What this worker's upstreams serve. Clients without a configuration refuse what nobody announces.
+
+        RQ's record of the worker, which ends with it, gets their names too: `tokentape doctor` tells who serves what.
+        """
+        known: dict[Any, Any] = {
+            VERSION_FIELD: __version__,
+            UPSTREAMS_FIELD: json.dumps(sorted(self._settings.upstreams)),
+        }
+        self._worker.connection.hset(self._worker.key, mapping=known)
+        self._worker.connection.expire(self._worker.key, _PRESENCE_TTL_S)
         served: dict[Any, Any] = {
             name: json.dumps(
                 {

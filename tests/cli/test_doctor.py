@@ -1,0 +1,220 @@
+"""`tokentape doctor` on a healthy stack, and on broken ones: what it finds, and what it says to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tokentape import Client
+from tokentape.embedded import EmbeddedServer
+from tokentape.simulator import SimulatorThread
+
+from .conftest import Environment, Run, body, settings_of, wait_until
+
+KEY = f"key-{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def own_server(server_binary: Path | None) -> Iterator[EmbeddedServer]:
+    """A server that a test may break, with a password; as a mature installation would have it."""
+    config = {"appendonly": "yes", "maxmemory": "200mb", "maxmemory-policy": "noeviction"}
+    with EmbeddedServer(password=True, config=config, binary=server_binary) as server:
+        yield server
+
+
+@pytest.fixture
+def own(own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> Environment:
+    monkeypatch.delenv("TOKENTAPE_NAMESPACE", raising=False)
+    return {"TOKENTAPE_REDIS_URL": own_server.url, "TOKENTAPE_NAMESPACE": f"t{uuid.uuid4().hex[:12]}"}
+
+
+@pytest.fixture(scope="module")
+def closed() -> Iterator[SimulatorThread]:
+    """An API that wants a key."""
+    with SimulatorThread(api_key=KEY, models=("sim-1",)) as simulator:
+        yield simulator
+
+
+def configured(tmp_path: Path, base_url: str, **fields: str) -> Environment:
+    """A file with one upstream."""
+    lines = [f'{name} = "{value}"' for name, value in {"base_url": base_url, **fields}.items()]
+    path = tmp_path / "tokentape.toml"
+    path.write_text("\n".join(["[upstreams.main]", 'models = ["sim-1"]', *lines]))
+    return {"TOKENTAPE_CONFIG": str(path)}
+
+
+def states(run: Run, env: Environment) -> tuple[int, dict[str, tuple[str, str]]]:
+    """-> exit code, {check: (state, message and mend)}"""
+    outcome = run("doctor", "--json", env=env)
+    told = json.loads(outcome.out)
+    assert told["ok"] == (outcome.code == 0)
+    worst = sorted(told["findings"], key=lambda one: ["skipped", "ok", "warning", "error"].index(one["state"]))
+    return outcome.code, {
+        one["check"]: (one["state"], f"{one['message']} {one['mend'] or ''}".strip()) for one in worst
+    }
+
+
+def test_a_healthy_stack(run: Run, own: Environment, closed: SimulatorThread, tmp_path: Path) -> None:
+    env = own | configured(tmp_path, closed.base_url, api_key_env="SOME_KEY") | {"SOME_KEY": KEY}
+    its = {**os.environ, **env, "TOKENTAPE_LOG_LEVEL": "error"}
+    process = subprocess.Popen([sys.executable, "-P", "-m", "tokentape_worker"], env=its)
+    try:
+        with Client(settings=settings_of(own)) as client:
+            wait_until(lambda: client.overview().workers)
+            client.submit(**body("healthy")).result()
+        outcome = run("doctor", env=env)
+        _, found = states(run, env)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+    assert outcome.code == 0
+    assert outcome.out.endswith("all is well\n")
+    assert {state for state, _ in found.values()} == {"ok"}
+    assert found["workers"][1].startswith("1 is alive")
+    assert found["upstream main"][1].endswith("takes the key")
+    assert "1 newest" in found["tapes"][1]
+    assert KEY not in outcome.out + outcome.err
+
+
+def test_workers_that_have_another_configuration(
+    run: Run, environment: Environment, worker: None, simulator: SimulatorThread, tmp_path: Path
+) -> None:
+    code, found = states(run, configured(tmp_path, simulator.base_url))
+    assert code == 0
+    assert found["workers"] == (
+        "warning",
+        (
+            "none serves the upstream 'main' that is configured here"
+            " give the workers the same configuration, and start them again"
+        ),
+    )
+
+
+def test_nothing_listens(run: Run, idle: Environment) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        port = taken.getsockname()[1]
+        outcome = run("doctor", env={"TOKENTAPE_REDIS_URL": f"redis://:a-secret@127.0.0.1:{port}/0"})
+    assert outcome.code == 1
+    assert "nothing listens there" in outcome.out
+    assert "from TOKENTAPE_REDIS_URL" in outcome.out
+    assert "→ start the server" in outcome.out
+    assert "skipped  workers" in outcome.out
+    assert "a-secret" not in outcome.out + outcome.err
+
+
+def test_a_wrong_password(run: Run, own: Environment) -> None:
+    address = own["TOKENTAPE_REDIS_URL"].rpartition("@")[2]
+    code, found = states(run, own | {"TOKENTAPE_REDIS_URL": f"redis://:wrong@{address}"})
+    assert code == 1
+    assert found["redis_url"][0] == "error"
+    assert "another user or password" in found["redis_url"][1]
+    assert "USER:PASSWORD@" in found["redis_url"][1]
+
+
+def test_no_redis_but_something_else(run: Run, idle: Environment, simulator: SimulatorThread) -> None:
+    address = simulator.base_url.split("/")[2]
+    code, found = states(run, idle | {"TOKENTAPE_REDIS_URL": f"redis://{address}/0"})
+    assert code == 1
+    assert found["redis_url"][0] == "error"
+
+
+def test_a_server_that_evicts(run: Run, own: Environment) -> None:
+    with redis.Redis.from_url(own["TOKENTAPE_REDIS_URL"]) as server:
+        server.config_set("maxmemory-policy", "allkeys-lru")
+        code, found = states(run, own)
+        server.config_set("maxmemory-policy", "noeviction")
+        mended, then = states(run, own)
+    assert (code, mended) == (1, 0)
+    assert found["redis_url memory"][0] == "error"
+    assert "allkeys-lru" in found["redis_url memory"][1]
+    assert then["redis_url memory"][0] == then["redis_url persistence"][0] == "ok"
+
+
+def test_jobs_wait_and_no_worker_lives(run: Run, idle: Environment, idle_client: Client) -> None:
+    assert states(run, idle)[1]["workers"][0] == "warning"
+    idle_client.submit(**body("waits"))
+    code, found = states(run, idle)
+    assert code == 1
+    assert found["workers"][0] == "error"
+    assert "none is alive, and 1 job waits" in found["workers"][1]
+    assert "tokentape worker" in found["workers"][1]
+    assert found["tapes"][0] == "ok"
+
+
+@pytest.mark.parametrize("key", ["wrong-key-wrong-key", None])
+def test_a_key_that_does_not_hold(
+    run: Run, idle: Environment, closed: SimulatorThread, tmp_path: Path, key: str | None
+) -> None:
+    env = idle | configured(tmp_path, closed.base_url, **({"api_key_env": "SOME_KEY"} if key else {}))
+    outcome = run("doctor", env=env | {"SOME_KEY": key or ""})
+    assert outcome.code == 1
+    assert ("refuses the key" if key else "has no key") in outcome.out
+    assert "api_key_env or api_key_file" in outcome.out
+    assert not key or key not in outcome.out + outcome.err
+
+
+def test_a_key_that_is_not_there(run: Run, idle: Environment, closed: SimulatorThread, tmp_path: Path) -> None:
+    code, found = states(run, idle | configured(tmp_path, closed.base_url, api_key_env="NO_SUCH_VARIABLE"))
+    assert code == 1
+    assert "NO_SUCH_VARIABLE" in found["upstream main"][1]
+
+
+def test_an_upstream_that_shows_its_list_to_everybody(run: Run, idle: Environment, tmp_path: Path) -> None:
+    with SimulatorThread(models=("sim-1",)) as simulator:
+        env = idle | configured(tmp_path, simulator.base_url, api_key_env="SOME_KEY") | {"SOME_KEY": KEY}
+        code, found = states(run, env)
+    assert code == 0
+    assert "the key is not checked" in found["upstream main"][1]
+
+
+def test_an_upstream_that_is_not_there(run: Run, idle: Environment, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        code, found = states(run, idle | configured(tmp_path, f"http://127.0.0.1:{taken.getsockname()[1]}/v1"))
+    assert code == 1
+    assert "was not reached: the connection was refused" in found["upstream main"][1]
+
+
+def test_an_upstream_without_a_list(run: Run, idle: Environment, closed: SimulatorThread, tmp_path: Path) -> None:
+    env = idle | configured(tmp_path, f"{closed.base_url}/elsewhere", api_key_env="SOME_KEY") | {"SOME_KEY": KEY}
+    code, found = states(run, env)
+    assert code == 0
+    assert "no list of models" in found["upstream main"][1]
+
+
+def test_a_model_that_is_not_listed(run: Run, idle: Environment, tmp_path: Path) -> None:
+    with SimulatorThread(models=("other-1",)) as simulator:
+        code, found = states(run, idle | configured(tmp_path, simulator.base_url))
+    assert code == 0
+    assert found["upstream main"][0] == "warning"
+    assert "'sim-1'" in found["upstream main"][1]
+
+
+def test_a_wrong_setting(run: Run) -> None:
+    code, found = states(run, {"TOKENTAPE_LEASES": "5"})
+    assert code == 1
+    assert found["settings"][0] == "error"
+    assert "TOKENTAPE_LEASE_S" in found["settings"][1]
+    assert found["everything else"][0] == "skipped"
+
+
+def test_a_user_who_may_not_ask_the_server(run: Run, own: Environment) -> None:
+    with redis.Redis.from_url(own["TOKENTAPE_REDIS_URL"]) as server:
+        server.execute_command("ACL", "SETUSER", "narrow", "on", "nopass", "~*", "&*", "+@all", "-info", "-config")
+        address = own["TOKENTAPE_REDIS_URL"].rpartition("@")[2]
+        code, found = states(run, own | {"TOKENTAPE_REDIS_URL": f"redis://narrow:any@{address}"})
+        server.execute_command("ACL", "DELUSER", "narrow")
+    assert code == 0
+    assert found["redis_url server"][0] == "skipped"
+    assert "+info" in found["redis_url server"][1]

@@ -1,0 +1,123 @@
+"""What `tokentape doctor` asks the upstreams: whether they are reached as a call would reach them, and take the key.
+
+A GET of the list of models, with the key, the address and the way out that calls have; it costs nothing and counts
+against no limit of ours. A key is accepted where the same list is refused without it: some APIs show it to everybody.
+Answers are read up to a bound, and nothing of them but names of models and the words of an error is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+
+from tokentape.doctor_facts import UpstreamFacts
+from tokentape.job import ErrorInfo
+from tokentape.settings import Upstream
+
+from .classify import from_response
+from .route import Route
+from .transport import TRANSPORT_ERRORS, explain, new_client
+
+#: Until the whole list is there.
+_PATIENCE_S: Final = 10.0
+#: The longest list that is read; openrouter's is half a megabyte.
+_MAX_LIST_BYTES: Final = 4 * 1024 * 1024
+_NO_LIST: Final = frozenset({404, 405, 501})
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """`error` is None for a success. `body` is None where the list was too long."""
+
+    status: int | None
+    error: ErrorInfo | None = None
+    body: bytes | None = None
+
+    @property
+    def refused(self) -> bool:
+        return self.error is not None and self.error.type in ("authentication_error", "permission_error")
+
+
+def probe(upstreams: Mapping[str, Upstream]) -> Sequence[UpstreamFacts]:
+    """Ask all of them at once. Takes a loop of its own. Raises ConfigError for a bad `ca_file`."""
+    return asyncio.run(_probe_all(upstreams))
+
+
+async def _probe_all(upstreams: Mapping[str, Upstream]) -> list[UpstreamFacts]:
+    return list(await asyncio.gather(*(_probe(Route(name, upstream)) for name, upstream in upstreams.items())))
+
+
+async def _probe(route: Route) -> UpstreamFacts:
+    address = urlsplit(route.listing()[0]).netloc.rpartition("@")[2]
+    if route.unusable is not None:
+        return UpstreamFacts(route.name, address, key="missing", key_note=route.unusable.message)
+    async with new_client(ca_file=route.upstream.ca_file, proxy=route.upstream.proxy) as client:
+        answer = await _get(client, route, with_key=True)
+        without = await _get(client, route, with_key=False) if answer.error is None and route.has_key else None
+    return _judge(route, address, answer, without)
+
+
+async def _get(client: httpx.AsyncClient, route: Route, *, with_key: bool) -> _Answer:
+    url, headers = route.listing(with_key=with_key)
+    connect_s = route.upstream.connect_timeout_s
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            timeout = httpx.Timeout(None, connect=connect_s)
+            async with client.stream("GET", url, headers=headers, timeout=timeout) as response:
+                body = await _read(response)
+    except TRANSPORT_ERRORS as error:  # TimeoutError is one: an OSError
+        return _Answer(None, route.blame(explain(error)))
+    if response.is_success:
+        return _Answer(response.status_code, None, body)
+    info = from_response(response.status_code, response.headers, body or b"", now=time.time())
+    return _Answer(response.status_code, route.blame(info))
+
+
+async def _read(response: httpx.Response) -> bytes | None:
+    parts, length = [], 0
+    async for part in response.aiter_bytes():
+        length += len(part)
+        if length > _MAX_LIST_BYTES:
+            return None
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _judge(route: Route, address: str, answer: _Answer, without: _Answer | None) -> UpstreamFacts:
+    facts = UpstreamFacts(route.name, address, key="unchecked", status=answer.status)
+    if answer.error is not None:
+        message = answer.error.message.removeprefix(f"{route.name}: ")
+        if answer.refused:
+            return replace(facts, key="refused" if route.has_key else "missing", key_note=message)
+        if answer.status in _NO_LIST:
+            return replace(facts, key_note="it has no list of models to try the key on")
+        return replace(facts, problem=message, code=answer.error.code)
+    listed = _models(answer.body)
+    named = [model for model in route.upstream.models if not set(model) & set("*?[")]
+    facts = replace(facts, unlisted=() if listed is None else tuple(model for model in named if model not in listed))
+    if without is None:
+        return replace(facts, key="none")
+    if without.refused:
+        return replace(facts, key="accepted")
+    return replace(facts, key_note="it shows its list of models without a key too")
+
+
+def _models(body: bytes | None) -> frozenset[str] | None:
+    """The names in a list that is whole, of any dialect; else None."""
+    try:
+        payload: Any = json.loads(body or b"")
+    except ValueError:
+        return None
+    if not isinstance(payload, Mapping) or payload.get("has_more") or payload.get("nextPageToken"):
+        return None
+    rows = payload.get("data", payload.get("models"))
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        return None
+    return frozenset(str(row.get("id") or row.get("name")).removeprefix("models/") for row in rows)
