@@ -80,6 +80,7 @@ _BUILT_IN: Final = {
     ),
     "demo": ("local_commands", "Show everything at work on this machine."),
     "up": ("local_commands", "Run server and workers on this machine, until Ctrl-C."),
+    "completion": ("completion_command", "Print what makes a shell complete these commands."),
 }
 
 
@@ -173,6 +174,8 @@ def tokentape(ctx: click.Context) -> None:
       tokentape submit "Why is the sky blue?" --follow
       tokentape status
     """
+    if os.environ.get("NO_COLOR"):  # https://no-color.org: set, and not empty
+        ctx.color = False
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(EXIT_USAGE)

@@ -226,7 +226,11 @@ def _judge_formats(facts: Facts) -> Iterator[Finding]:
 
 def _judge_workers(facts: Facts) -> Iterator[Finding]:
     if facts.workers is None:
-        yield Finding("workers", "skipped", "needs the Redis server")
+        if any(server.trouble for server in facts.servers):
+            yield Finding("workers", "skipped", "needs the Redis server")
+        else:
+            mend = "take the operator's user, which deploy/redis/users.acl calls default"
+            yield Finding("workers", "skipped", "this user may not look at the workers' records", mend)
         return
     live = [worker for worker in facts.workers if worker.lease_s > 0]
     waiting = f"{facts.queued} {'job waits' if facts.queued == 1 else 'jobs wait'}"

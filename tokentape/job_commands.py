@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Final, Literal, Self, TypeVar
@@ -15,8 +16,9 @@ import click
 
 from .chunk import ChatCompletionChunk
 from .client import DEFAULT_WAIT_S, Client
-from .errors import InvalidRequest
+from .errors import InvalidRequest, RedisUnavailable
 from .job import DEFAULT_TIMEOUT_S, PRIORITIES, parse_request
+from .live import Live
 from .operations import failure
 from .tables import job_table, overview_table
 from .tape import AttemptData, EndData, Entry, Position
@@ -26,6 +28,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: What `submit` asks for where nothing names a model.
 DEFAULT_MODEL: Final = "gpt-4o-mini"
+#: From one look to the next.
+_WATCH_S: Final = 1.0
 
 
 def _json_option(what: str) -> Callable[[Command], Command]:
@@ -212,22 +216,44 @@ def cancel(job_id: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_id", metavar="JOB", required=False)
-@_json_option("The Job object, or the overview.")
-def status(job_id: str | None, as_json: bool) -> None:
+@_json_option("The Job object, or the overview; with --watch one a line.")
+@click.option("--watch", is_flag=True, help="Show it again each second, a job until it has ended, until Ctrl-C.")
+def status(job_id: str | None, as_json: bool, watch: bool) -> None:
     """Show a job as its tape tells it, or without JOB the queues and the workers.
 
     \b
     Examples:
       tokentape status
+      tokentape status --watch
       tokentape status job_3f… --json | jq -r .status
     """
     with Client() as client:
-        if job_id is None:
-            overview = client.overview()
-            click.echo(overview.model_dump_json() if as_json else overview_table(overview))
+        if watch:
+            _watch(client, job_id, as_json)
         else:
-            view = client.status(job_id)
-            click.echo(view.model_dump_json() if as_json else job_table(view))
+            click.echo(_status(client, job_id, as_json)[0])
+
+
+def _status(client: Client, job_id: str | None, as_json: bool) -> tuple[str, bool]:
+    """-> what to print, and whether it will change no more"""
+    if job_id is None:
+        overview = client.overview()
+        return overview.model_dump_json() if as_json else overview_table(overview), False
+    view = client.status(job_id)
+    return view.model_dump_json() if as_json else job_table(view), view.ended_at is not None
+
+
+def _watch(client: Client, job_id: str | None, as_json: bool) -> None:
+    live = Live(sys.stdout)
+    text, over = _status(client, job_id, as_json)  # a server that was never there is an error
+    live.show(text)
+    while not over:
+        time.sleep(_WATCH_S)
+        try:
+            text, over = _status(client, job_id, as_json)
+        except RedisUnavailable as error:  # an outage is what one watches for
+            text = json.dumps({"error": str(error)}) if as_json else f"{error}; asking again"
+        live.show(text)
 
 
 def _follow(client: Client, job_id: str, after: str | None, format_: Format, wait_s: float) -> None:

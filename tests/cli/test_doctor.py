@@ -218,3 +218,14 @@ def test_a_user_who_may_not_ask_the_server(run: Run, own: Environment) -> None:
     assert code == 0
     assert found["redis_url server"][0] == "skipped"
     assert "+info" in found["redis_url server"][1]
+
+
+def test_a_user_who_may_not_see_the_workers(run: Run, own: Environment) -> None:
+    with redis.Redis.from_url(own["TOKENTAPE_REDIS_URL"]) as server:
+        server.execute_command("ACL", "SETUSER", "narrow", "on", "nopass", "~*", "&*", "+@all", "-zrange")
+        address = own["TOKENTAPE_REDIS_URL"].rpartition("@")[2]
+        code, found = states(run, own | {"TOKENTAPE_REDIS_URL": f"redis://narrow:any@{address}"})
+        server.execute_command("ACL", "DELUSER", "narrow")
+    assert code == 0
+    assert found["workers"][0] == "skipped"
+    assert "operator" in found["workers"][1]

@@ -43,6 +43,13 @@ def titled(page: Path) -> dict[str, str]:
     return dict(_TITLED.findall(page.read_text()))
 
 
+def in_another_terminal(block: str) -> str:
+    """`tokentape up` stays in the foreground of a terminal. Here it gets none, and is waited for as a reader would."""
+    if block != "tokentape up\n":
+        return block
+    return "tokentape up >up.out &\nwhile ! [ -s up.out ]; do kill -0 $!; sleep 0.1; done\n"
+
+
 def prose(page: Path) -> str:
     """A page without its fenced blocks."""
     return _FENCE.sub("", page.read_text())

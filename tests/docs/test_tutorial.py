@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .conftest import DOCS, blocks, run_shell, titled
+from .conftest import DOCS, blocks, in_another_terminal, run_shell, titled
 
 PAGE = DOCS / "tutorial.md"
 
@@ -13,12 +13,13 @@ PAGE = DOCS / "tutorial.md"
 def test_the_tutorial_runs_as_written(tmp_path: Path) -> None:
     for name, text in titled(PAGE).items():
         (tmp_path / name).write_text(text)
-    commands = [block for block in blocks(PAGE, "sh") if "pip install" not in block]
+    commands = [in_another_terminal(block) for block in blocks(PAGE, "sh") if "pip install" not in block]
 
     done = run_shell(commands, tmp_path, ports=["6379", "9000", "8000"])
 
     assert done.returncode == 0, done.stderr
     assert "exact answers  24 of 24" in done.stdout
+    assert re.search(r"^warning +redis_url persistence +no append-only file$", done.stdout, re.MULTILINE)
     assert "none: nothing runs until one is started" in done.stdout
     assert "attempt 2 starts over (worker_lost)" in done.stderr
     assert done.stdout.count("\nstop ") == 2, "chat.py was run twice"

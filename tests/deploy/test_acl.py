@@ -1,0 +1,279 @@
+"""The users of deploy/redis/users.acl on a real server: each can do its work, and nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+from tests.service.conftest import WorkerProcess, body, wait_until
+from tokentape import Client, JobCancelled, JobExpired
+from tokentape.queue import QueueKeys
+from tokentape.simulator import SimulatorThread, expected_text
+from tokentape_worker.embedded import EmbeddedWorker
+
+from .conftest import NAMESPACE, ROOT, USERS, Guarded
+
+pytestmark = pytest.mark.server_contract
+
+KEYS = QueueKeys(NAMESPACE)
+JOB = "job_3f" + 30 * "0"
+TAPE = f"{NAMESPACE}:{{3f}}:{JOB}:tape"
+OTHERS_TAPE = f"green:{{3f}}:{JOB}:tape"
+
+#: What no user but the operator may do.
+FORBIDDEN = [
+    ("FLUSHALL",), ("FLUSHDB",), ("CONFIG", "GET", "requirepass"), ("CONFIG", "SET", "maxmemory", "1"), ("KEYS", "*"),
+    ("SCAN", "0"), ("DBSIZE",), ("RANDOMKEY",), ("SHUTDOWN", "NOSAVE"), ("MONITOR",),
+    ("ACL", "LIST"), ("ACL", "SETUSER", "x"), ("CLIENT", "LIST"), ("CLIENT", "KILL", "ID", "1"), ("SCRIPT", "FLUSH"),
+    ("FUNCTION", "FLUSH"), ("REPLICAOF", "NO", "ONE"), ("SAVE",), ("BGREWRITEAOF",), ("SLOWLOG", "GET"),
+    ("PUBLISH", "rq:pubsub:x", "{}"), ("SUBSCRIBE", "another"), ("PSUBSCRIBE", "*"), ("SWAPDB", "0", "1"),
+    ("MIGRATE", "h", "1", TAPE, "0", "1"), ("DEL", TAPE), ("UNLINK", TAPE), ("RENAME", TAPE, "x"), ("COPY", TAPE, "x"),
+    ("XDEL", TAPE, "1-0"), ("XTRIM", TAPE, "MAXLEN", "0"), ("DUMP", TAPE), ("GET", OTHERS_TAPE),
+    ("XRANGE", OTHERS_TAPE, "-", "+"), ("XADD", OTHERS_TAPE, "9-0", "kind", "end"), ("HGETALL", "green:owners"),
+    ("LRANGE", "rq:queue:green-default", "0", "-1"), ("RPUSH", "rq:queue:green-default", JOB),
+    ("LPOP", "rq:queue:another"), ("HGETALL", "rq:job:another"), ("SET", "rq:queues", "x"),
+]  # fmt: skip
+
+#: What a worker may, and those who submit may not.
+WORKERS_ALONE = [
+    ("LPOP", KEYS.queue("default")), ("LREM", KEYS.queue("default"), "0", JOB), ("HSET", KEYS.owners, JOB, "x|1|0"),
+    ("HDEL", KEYS.owners, JOB), ("ZADD", KEYS.leases, "1", "x"), ("ZREM", KEYS.open, JOB),
+    ("SET", f"{NAMESPACE}:{{3f}}:{JOB}:result", "{}"), ("GET", f"{NAMESPACE}:{{3f}}:{JOB}:request"),
+    ("HSET", KEYS.upstreams, "x", "{}"), ("SUBSCRIBE", "rq:pubsub:x"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[SimulatorThread]:
+    with SimulatorThread() as running:
+        yield running
+
+
+class Life:
+    """Clients and workers of the guarded server, each under its own user."""
+
+    def __init__(self, guarded: Guarded, simulator: SimulatorThread, close: ExitStack) -> None:
+        self.guarded = guarded
+        self._upstreams: dict[str, Any] = {"default": {"base_url": simulator.base_url, "requests_per_minute": 60_000}}
+        self._base_url = simulator.base_url
+        self._close = close
+
+    def client(self, user: str = "client") -> Client:
+        return self._close.enter_context(Client(settings=self.guarded.settings(user)))
+
+    def worker(self) -> EmbeddedWorker:
+        its = self.guarded.settings(
+            "worker", lease_s=1.0, sweep_s=0.1, settle_s=0.5, log_level="error", upstreams=self._upstreams
+        )
+        worker = EmbeddedWorker(its)
+        self._close.callback(worker.stop_at_once)
+        worker.start()
+        return worker
+
+    def worker_process(self) -> WorkerProcess:
+        worker = WorkerProcess(self.environment("worker"))
+        self._close.callback(worker.close)
+        return worker
+
+    def environment(self, user: str) -> dict[str, str]:
+        short = {
+            "TOKENTAPE_LEASE_S": "1",
+            "TOKENTAPE_SWEEP_S": "0.1",
+            "TOKENTAPE_GRACE_S": "0",
+            "TOKENTAPE_LOG_LEVEL": "error",
+        }
+        return {**os.environ, **self.guarded.login(user), **short, "OPENAI_BASE_URL": self._base_url}
+
+
+@pytest.fixture
+def life(guarded: Guarded, simulator: SimulatorThread) -> Iterator[Life]:
+    """One test's. Whatever any user was refused is found at the end, also where the code took it lightly."""
+    with guarded.connect("default") as operator:
+        operator.flushall()
+        operator.acl_log_reset()
+        with ExitStack() as close:
+            yield Life(guarded, simulator, close)
+        refused = [(entry["username"], entry["object"], entry["context"]) for entry in operator.acl_log()]
+        assert refused == []
+
+
+@pytest.mark.parametrize("user", ["client", "service"])
+def test_a_jobs_whole_life_needs_no_more(life: Life, user: str) -> None:
+    client = life.client(user)
+    life.worker()
+
+    job = client.submit(**body("whole life"), idempotency_key=f"k-{user}")
+    again = client.submit(**body("whole life"), idempotency_key=f"k-{user}")
+    kinds = [entry.kind for entry in client.follow(job.id)]
+
+    assert again.id == job.id
+    assert kinds[0] == "queued"
+    assert kinds[-1] == "end"
+    assert "".join(client.text(job.id)) == job.result().text == expected_text(body("whole life"))
+    assert job.status().status == "completed"
+
+
+def test_jobs_are_cancelled_and_expire(life: Life) -> None:
+    client = life.client()
+    life.worker()
+
+    endless = client.submit(**body("endless", chunks=100_000, interval_ms=5))
+    wait_until(lambda: client.status(endless.id).last_entry_id > "1-1")
+    assert endless.cancel()
+    late = client.submit(**body("late", chunks=100_000, interval_ms=5), timeout_s=1.0)
+
+    with pytest.raises(JobCancelled):
+        endless.result()
+    with pytest.raises(JobExpired):
+        late.result()
+    wait_until(lambda: client.overview().open == 0)
+
+
+def test_two_followers_share_a_read(life: Life) -> None:
+    client = life.client()
+    first, second = (client.submit(**body(f"shared {n}", chunks=50, interval_ms=10)) for n in range(2))
+    texts = (first.text(), second.text())
+    life.worker()
+
+    assert [next(text) for text in texts]  # both are under way in one process
+    assert all("".join(text) for text in texts)
+
+
+def test_a_retry_waits_and_is_promoted(life: Life) -> None:
+    client = life.client()
+    life.worker()
+
+    job = client.submit(**body("again", fault="status", status=429, retry_after=4, fault_times=1))
+    wait_until(lambda: client.status(job.id).status == "waiting")
+    assert client.overview().waiting == 1
+    client.cancel(job.id)
+
+    wait_until(lambda: client.overview().waiting == 0)
+
+
+def test_the_streams_of_a_killed_worker_run_again(life: Life) -> None:
+    client = life.client()
+    requests = [body(f"killed {n}", chunks=200, interval_ms=10) for n in range(5)]
+    jobs = list(client.submit_many(requests))
+    killed = life.worker_process()
+    wait_until(lambda: client.overview().running == 5)
+    wait_until(lambda: client.status(jobs[-1].id).last_entry_id > "1-1")
+
+    killed.kill()
+    life.worker()
+
+    assert [job.result().text for job in jobs] == [expected_text(request) for request in requests]
+    assert {job.status().attempts for job in jobs} == {2}
+
+
+def test_what_a_drained_worker_puts_back_is_finished_by_another(life: Life) -> None:
+    client = life.client()
+    first = life.worker_process()
+    job = client.submit(**body("drained", chunks=200, interval_ms=10))
+    wait_until(lambda: client.status(job.id).last_entry_id > "1-1")
+
+    first.signal(signal.SIGTERM)
+    assert first.wait() == 0
+    life.worker()
+
+    assert job.result().text == expected_text(body("drained", chunks=200, interval_ms=10))
+
+
+def test_a_batch_runs_as_the_service(life: Life, tmp_path: Path) -> None:
+    life.worker()
+    lines = [json.dumps(body(f"line {n}")) for n in range(20)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    command = [sys.executable, "-P", "-m", "tokentape_producer", "batch", "run", "in.jsonl", "--out", "out.jsonl"]
+
+    done = subprocess.run(
+        command, cwd=tmp_path, env=life.environment("service"), capture_output=True, text=True, timeout=100, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 20
+
+
+def test_the_scaler_counts_what_waits_and_runs(life: Life) -> None:
+    client = life.client()
+    list(client.submit_many(body(f"counted {n}") for n in range(3)))
+    # What KEDA's Redis scaler does: by the type of a key, its length.
+    script = """local kind = redis.call('type', KEYS[1]).ok
+        return redis.call(kind == 'hash' and 'hlen' or 'llen', KEYS[1])"""
+
+    with life.guarded.connect("scaler") as scaler:
+        lengths = {key: scaler.eval(script, 1, key) for key in (*KEYS.queues, *KEYS.all_suspects, KEYS.owners)}
+
+    assert sum(lengths.values()) == lengths[KEYS.queue("default")] == 3
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("command", FORBIDDEN, ids=lambda command: " ".join(command[:2]))
+def test_nobody_reaches_beyond_the_work(guarded: Guarded, user: str, command: tuple[str, ...]) -> None:
+    with guarded.connect(user) as connection, pytest.raises(NoPermissionError):
+        connection.execute_command(*command)
+
+
+@pytest.mark.parametrize("user", ["client", "service", "scaler"])
+@pytest.mark.parametrize("command", WORKERS_ALONE, ids=lambda command: " ".join(command[:2]))
+def test_only_workers_do_a_workers_work(guarded: Guarded, user: str, command: tuple[str, ...]) -> None:
+    with guarded.connect(user) as connection, pytest.raises(NoPermissionError):
+        connection.execute_command(*command)
+
+
+@pytest.mark.parametrize("user", ["client", "worker", "service"])
+def test_a_script_of_ones_own_gives_no_more_rights(guarded: Guarded, user: str) -> None:
+    with guarded.connect("default") as operator:
+        operator.delete(TAPE)
+        operator.xadd(TAPE, {"kind": "queued", "data": "{}"}, id="0-1")
+        operator.set("green:secret", "theirs")
+    with guarded.connect(user) as connection:
+        delete = connection.script_load("return redis.call('DEL', KEYS[1])")
+        read = connection.script_load("return redis.call('GET', 'green:secret')")
+
+        for sha, keys in ((delete, [TAPE]), (read, []), (read, ["green:secret"])):
+            with pytest.raises(redis.ResponseError, match=r"(?i)permission|not allowed|NOPERM|ACL failure"):
+                connection.evalsha(sha, len(keys), *keys)
+
+
+def test_nobody_comes_in_without_a_password(guarded: Guarded) -> None:
+    for user in ("default", *(f"{NAMESPACE}-{user}" for user in USERS)):
+        url = guarded.url.replace("redis://", f"redis://{user}:wrong@")
+        with redis.Redis.from_url(url) as connection, pytest.raises(AuthenticationError):
+            connection.ping()
+    with redis.Redis.from_url(guarded.url) as connection, pytest.raises(AuthenticationError):
+        connection.ping()
+
+
+def test_a_user_without_a_password_file_cannot_log_in(tmp_path: Path) -> None:
+    (tmp_path / "default").write_text("k-secret")
+
+    lines = subprocess.run(
+        [ROOT / "deploy/redis/render", "blue", tmp_path], capture_output=True, text=True, check=True, timeout=30
+    ).stdout.splitlines()
+
+    assert [line.split()[1] for line in lines] == ["default", *(f"blue-{u}" for u in USERS[:1]), "blue-service",
+                                                   "blue-worker", "blue-scaler"]  # fmt: skip
+    assert [bool(re.search(r" #[0-9a-f]{64}$", line)) for line in lines] == [True, False, False, False, False]
+    assert "k-secret" not in "".join(lines)
+    assert "nopass" not in "".join(lines)
+
+
+def test_no_file_is_rendered_that_leaves_the_server_open(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "deploy/redis/render", "blue", tmp_path], capture_output=True, text=True, check=False, timeout=30
+    )
+
+    assert done.returncode == 2
+    assert done.stdout == ""
