@@ -72,13 +72,17 @@ def run_shell(
 ) -> subprocess.CompletedProcess[str]:
     """Run blocks as one shell would that is given them one after the other, and stops at the first that fails.
 
-    Each of `ports` is replaced by a free one, wherever it stands. What the blocks leave running in the background is
-    stopped at the end, and whatever is left of it killed.
+    The commands are those of the environment that runs the tests, or of the folder TOKENTAPE_TEST_BIN, by which
+    script/release-check tries what was built. The home is empty. Each of `ports` is replaced by a free one, wherever it
+    stands. What the blocks leave running in the background is stopped at the end, and whatever is left of it killed.
     """
     text = "\n".join(["set -eu", "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT", *lines])
     for port, free in zip(ports, free_ports(len(ports)), strict=True):
         text = re.sub(rf"\b{port}\b", str(free), text)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    commands = os.environ.get("TOKENTAPE_TEST_BIN") or Path(sys.executable).parent
+    home = folder / "home"
+    home.mkdir()
+    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(home)}
     shell = subprocess.Popen(
         ["bash", "-c", text],
         cwd=folder,

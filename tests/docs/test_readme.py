@@ -9,11 +9,10 @@ import tomllib
 from pathlib import Path
 
 from tokentape import Settings
-from tokentape.embedded import EmbeddedServer
 from tokentape.tape import KINDS
 
 from . import conftest
-from .conftest import ROOT, run_shell
+from .conftest import ROOT, in_another_terminal, run_shell
 
 PAGE = ROOT / "README.md"
 README = PAGE.read_text()
@@ -42,16 +41,16 @@ def test_every_extra_that_is_installed_exists() -> None:
     assert {extra for extra in wanted if extra} <= set(project["optional-dependencies"])
 
 
-def test_the_commands_and_the_python_example_run_as_written(valkey: EmbeddedServer, tmp_path: Path) -> None:
+def test_the_commands_and_the_python_example_run_as_written(tmp_path: Path) -> None:
     commands = [block for block in blocks("sh") if "tokentape " in block and "pip " not in block]
     redis_cli = [block for block in blocks("sh") if "redis-cli" in block]
     (example,) = blocks("python")
     (tmp_path / "example.py").write_text(example)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     last = redis_cli if shutil.which("redis-cli") else []
-    lines = [block.replace("redis://127.0.0.1:6379/0", valkey.url) for block in [*commands, "python example.py", *last]]
+    told = ". ./up.out"  # the line that `up` prints for applications
 
-    done = run_shell(lines, tmp_path, ports=["9000"])
+    done = run_shell([*map(in_another_terminal, commands), told, "python example.py", *last], tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 24

@@ -3,8 +3,9 @@
     script/release-check [--newest] [--python 3.12 …]
 
 For each Python and each of wheel and sdist: an environment with the base install alone, where the command answers and
-names what it lacks; then with the extra `local`, where every module is imported and the demo runs, in an empty home
-and an empty environment; then with `testing`. Exit code 0 only where all is right.
+names what it lacks; then with the extra `local`, where every module is imported, the demo runs, and of the wheel every
+command of the README and the tutorial, in an empty home and an empty environment; then with `testing`. Exit code 0 only
+where all is right.
 """
 
 from __future__ import annotations
@@ -141,6 +142,13 @@ class Environment:
     def run_python(self, *arguments: str | Path) -> str:
         return run([self.python, "-I", *arguments], self.home, self._bare, RUN_S)
 
+    def run_pages(self) -> None:
+        """The blocks of the README and the tutorial as they stand, by the tests that also run them in the checkout."""
+        bin_ = {"TOKENTAPE_TEST_BIN": str(self.folder / "venv/bin")}
+        pages = ("tests/docs/test_readme.py", "tests/docs/test_tutorial.py")
+        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "as_written", *pages]
+        run(tests, ROOT, {**os.environ, **bin_}, RUN_S)
+
     @property
     def home(self) -> Path:
         return self.folder / "home"
@@ -180,6 +188,11 @@ def check(environment: Environment, artifact: Path, version: str) -> str:
     if not answers:
         raise Wrong("the demo wrote no exact answer")
 
+    if artifact.suffix == ".whl":
+        environment.install("starlette")
+        environment.install("uvicorn")
+        environment.run_pages()
+
     environment.install(f"tokentape[testing] @ {artifact.as_uri()}")
     environment.run_python("-c", f"import {_PLUGIN}")
     return f"{modules} modules, {answers} exact answers of the demo"
@@ -188,7 +201,8 @@ def check(environment: Environment, artifact: Path, version: str) -> str:
 def constraints_in(folder: Path) -> Path:
     """The locked versions, without their hashes: a file that was just built has none to go by."""
     locked = (ROOT / "requirements/dev.txt").read_text()
-    kept = [line.removesuffix("\\").strip() for line in locked.splitlines() if re.match(r"[A-Za-z0-9]", line)]
+    pins = [line.removesuffix("\\").strip() for line in locked.splitlines() if re.match(r"[A-Za-z0-9]", line)]
+    kept = [re.sub(r"\[.*?\]", "", pin) for pin in pins]  # a constraint must not name extras
     path = folder / "constraints.txt"
     path.write_text("\n".join(kept) + "\n")
     return path
