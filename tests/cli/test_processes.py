@@ -168,3 +168,11 @@ def test_a_child_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
 
         assert gone(watched)
     os.close(watched)
+
+
+def test_a_worker_logs_json_where_json_is_asked_for(environment: Environment, namespace: str) -> None:
+    env = environment | {"TOKENTAPE_NAMESPACE": namespace, "TOKENTAPE_LOG_FORMAT": "text"}
+    done = subprocess.run(
+        command("worker", "--burst", "--json"), env=env, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "worker ready" in [json.loads(line)["event"] for line in done.stderr.splitlines()]

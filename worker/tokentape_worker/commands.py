@@ -14,17 +14,19 @@ from tokentape.settings import Settings
 @click.command()
 @click.option("--concurrency", type=click.IntRange(1, 100_000), help="Streams at once in this process. [default: 256]")
 @click.option("--burst", is_flag=True, help="Stop when the queues are empty.")
-def worker(concurrency: int | None, burst: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The log as JSON lines; errors are JSON on stderr.")
+def worker(concurrency: int | None, burst: bool, as_json: bool) -> None:
     """Run a worker: take jobs from the queues, call the upstreams, write every chunk to the jobs' tapes.
 
     Stop it with Ctrl-C or SIGTERM: streams may finish for TOKENTAPE_GRACE_S seconds, the rest goes back to the queue. A
     second Ctrl-C puts back at once.
 
     \b
-    Example:
+    Examples:
       OPENAI_API_KEY=… tokentape worker --concurrency 500
+      TOKENTAPE_CONFIG=tokentape.toml tokentape worker --json
     """
-    settings = Settings.load(concurrency=concurrency)
+    settings = Settings.load(concurrency=concurrency, log_format="json" if as_json else None)
     sys.exit(serve(settings, burst=burst))
 
 
