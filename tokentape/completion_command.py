@@ -16,7 +16,7 @@ _SHELLS: Final = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes a shell complete these commands and their options.
+    """Print what makes a shell complete these commands.
 
     \b
     Examples:
