@@ -65,6 +65,10 @@ _EXIT_CODES: Final[tuple[tuple[type[TokentapeError], int], ...]] = (
 )
 
 
+_RIGHT_LOGIN: Final = (
+    "give the right user and password in the address, or the password by TOKENTAPE_REDIS_PASSWORD_FILE;"
+)
+
 #: Where the commands of this package are, by the names that they have there, and what help says of them.
 _BUILT_IN: Final = {
     "submit": ("job_commands", "Submit a chat job."),
@@ -241,7 +245,8 @@ def _message(error: click.ClickException | TokentapeError, found: Finder) -> str
     elif isinstance(error, click.ClickException):
         text = error.format_message()
     elif isinstance(error, RedisUnavailable):
-        text = f"{str(error).rstrip('.')}; {_where_redis_was_looked_for(found)}"
+        ask = _RIGHT_LOGIN if error.login_refused else "is the server running?"
+        text = f"{str(error).rstrip('.')}; {ask} looked for it at {_where_redis_was_looked_for(found)}"
     else:
         text = str(error)
     return " ".join(text.split())
@@ -270,7 +275,7 @@ def _where_redis_was_looked_for(found: Finder) -> str:
             places.append(f"{shown(url)} from {name} in {config}")
         else:
             places.append(f"{shown(url)}, the default: set {variable} if it is elsewhere, or start tokentape up")
-    return f"is the server running? looked for it at {' and '.join(places)}"
+    return " and ".join(places)
 
 
 def _facts(error: Exception) -> dict[str, Any]:

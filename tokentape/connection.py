@@ -15,6 +15,7 @@ import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
     ConnectionError,
     OutOfMemoryError,
@@ -189,6 +190,13 @@ class AsyncServer:
             return list(await pipe.execute(raise_on_error=False))
 
 
+def unavailable(error: Exception) -> RedisUnavailable:
+    """What a server's trouble is to a caller who can wait no longer."""
+    refused = isinstance(error, AuthenticationError)
+    what = "Redis refuses the login" if refused else "Redis does not answer"
+    return RedisUnavailable(f"{what}: {str(error).rstrip('.') or type(error).__name__}", login_refused=refused)
+
+
 def silence_s() -> float:
     """How long a round trip may take before the server is given up."""
     return _SILENCE_S
@@ -204,7 +212,7 @@ class Patience:
     def pause_s(self, error: Exception) -> float:
         """How long to wait before the next try. Raises RedisUnavailable when there is none."""
         if time.monotonic() + self._pause_s >= self._until:
-            raise RedisUnavailable(f"Redis does not answer: {str(error) or type(error).__name__}") from error
+            raise unavailable(error) from error
         self._pause_s = min(0.25, self._pause_s * 2)
         return self._pause_s
 

@@ -114,7 +114,14 @@ class ResultTimeout(TokentapeError, TimeoutError):
 
 
 class RedisUnavailable(TokentapeError, ConnectionError):
-    """The server did not answer before the caller's deadline. Submitting again with the same key is safe."""
+    """The server did not answer before the caller's deadline. Submitting again with the same key is safe.
+
+    `login_refused`: it did answer, but with a refusal of the user or the password, or of having none.
+    """
+
+    def __init__(self, message: str, *, login_refused: bool = False) -> None:
+        super().__init__(message)
+        self.login_refused = login_refused
 
 
 class ConfigError(TokentapeError, ValueError):

@@ -13,6 +13,7 @@ import click
 import pytest
 
 from tokentape import cli
+from tokentape.embedded import EmbeddedServer
 from tokentape.errors import BadCursor, ConfigError, CorruptTape, ExtraMissing, RedisUnavailable, TokentapeError
 
 from .conftest import Environment, Run
@@ -35,6 +36,23 @@ def test_a_server_that_is_away_is_exit_code_5_and_named_without_its_password(run
     assert outcome.out == ""
     assert "redis://me:***@127.0.0.1:1/0 from TOKENTAPE_REDIS_URL" in outcome.err
     assert "s3cret" not in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("login", ["", ":wr0ng@", "nobody:wr0ng@"])
+@pytest.mark.parametrize("command", ["status", "worker --burst"])
+def test_a_refused_login_is_told_as_such(run: Run, server_binary: Path | None, login: str, command: str) -> None:
+    with EmbeddedServer(password=True, binary=server_binary) as server:
+        address = server.url.rpartition("@")[2]
+        env = {"TOKENTAPE_REDIS_URL": f"redis://{login}{address}", "TOKENTAPE_REDIS_WAIT_S": "0.05"}
+
+        outcome = run(*command.split(), env=env)
+
+    assert outcome.code == 5
+    assert outcome.err.startswith("error: Redis refuses the login: ")
+    assert "TOKENTAPE_REDIS_PASSWORD_FILE" in outcome.err
+    assert "is the server running" not in outcome.err
+    assert "wr0ng" not in outcome.err
     assert outcome.err.count("\n") == 1
 
 

@@ -40,8 +40,7 @@ from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
 
 from tokentape import __version__, tape
-from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async, end_task
-from tokentape.errors import RedisUnavailable
+from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async, end_task, unavailable
 from tokentape.job import PRIORITIES, ErrorInfo
 from tokentape.queue import UPSTREAMS_FIELD, VERSION_FIELD, QueueKeys
 from tokentape.settings import Settings
@@ -107,7 +106,7 @@ class Worker(BaseWorker):
                 worker_ttl=_PRESENCE_TTL_S,
             )
         except TRANSIENT as error:  # RQ asks the server for its address
-            raise RedisUnavailable(f"Redis does not answer: {error}") from error
+            raise unavailable(error) from error
 
     def serve(self) -> int:
         """Work until stopped, or with `burst` until the queues are empty. -> 0"""
