@@ -1,18 +1,6 @@
-"""`python -P -m tokentape_producer`: the producer's commands without the `tokentape` command."""
+"""`python -P -m tokentape_producer batch run …`: `tokentape batch run …`, where that command is not on PATH."""
 
-from __future__ import annotations
-
-import click
-
-from .commands import batch
-
-
-@click.group()
-def main() -> None:
-    """The producer service."""
-
-
-main.add_command(batch)
+from tokentape.cli import main
 
 if __name__ == "__main__":
-    main(prog_name="tokentape-producer")
+    main()

@@ -56,6 +56,21 @@ def test_a_refused_login_is_told_as_such(run: Run, server_binary: Path | None, l
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command", [["tokentape_worker"], ["tokentape_producer", "batch", "run", "no-such-file", "--out", "out.jsonl"]]
+)
+def test_a_service_as_a_module_ends_in_words_too(tmp_path: Path, command: list[str]) -> None:
+    env = {"PATH": "/usr/bin:/bin", "TOKENTAPE_LEASE": "1"}
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 2
+    assert "TOKENTAPE_LEASE: no such setting; did you mean TOKENTAPE_LEASE_S?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_errors_are_json_where_json_was_asked_for(run: Run) -> None:
     outcome = run("submit", "Hi", "--json", env=AWAY)
 

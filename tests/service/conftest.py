@@ -39,8 +39,9 @@ def body(text: str = "Hello", **script: Any) -> dict[str, Any]:
 class WorkerProcess:
     """A worker as users run it, to be killed."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.process = subprocess.Popen([sys.executable, "-P", "-m", "tokentape_worker"], env=environment)
+    def __init__(self, environment: dict[str, str], *arguments: str) -> None:
+        command = [sys.executable, "-P", "-m", "tokentape_worker", *arguments]
+        self.process = subprocess.Popen(command, env=environment)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -109,8 +110,8 @@ class Stack:
         }
         return {**os.environ, **own, **overrides}
 
-    def worker_process(self, **overrides: str) -> WorkerProcess:
-        worker = WorkerProcess(self.environment(**overrides))
+    def worker_process(self, *arguments: str, **overrides: str) -> WorkerProcess:
+        worker = WorkerProcess(self.environment(**overrides), *arguments)
         self._close.callback(worker.close)
         return worker
 

@@ -71,6 +71,36 @@ def test_a_worker_without_its_server_is_alive_and_not_ready(
         assert worker.process.poll() is None
 
 
+def test_a_worker_that_waits_for_its_server_is_alive_and_begins_when_it_is_there(
+    simulator: SimulatorThread, namespace: str, file: Path
+) -> None:
+    with EmbeddedServer() as server, contextlib.ExitStack() as close:
+        server.kill()
+        stack = Stack(server, simulator, namespace, close)
+        stack.worker_process("--wait", TOKENTAPE_HEALTH_FILE=str(file), TOKENTAPE_LOG_LEVEL="error")
+        wait_until(lambda: verdict(file, "live", time.monotonic()) is None)
+        assert verdict(file, "ready", time.monotonic()) is not None
+
+        server.restart()
+
+        assert stack.client().submit(**body("late server")).result(60).text
+        wait_until(lambda: verdict(file, "ready", time.monotonic()) is None)
+
+
+def test_a_worker_that_waits_for_its_server_is_stopped_by_a_signal(
+    simulator: SimulatorThread, namespace: str, file: Path
+) -> None:
+    with EmbeddedServer() as server, contextlib.ExitStack() as close:
+        server.kill()
+        stack = Stack(server, simulator, namespace, close)
+        worker = stack.worker_process("--wait", TOKENTAPE_HEALTH_FILE=str(file), TOKENTAPE_LOG_LEVEL="error")
+        wait_until(lambda: verdict(file, "live", time.monotonic()) is None)
+
+        worker.signal(signal.SIGTERM)
+
+        assert worker.wait() == 0
+
+
 def test_a_worker_that_drains_is_alive_and_not_ready(stack: Stack, file: Path) -> None:
     client = stack.client()
     worker = stack.worker_process(TOKENTAPE_HEALTH_FILE=str(file), TOKENTAPE_GRACE_S="60")

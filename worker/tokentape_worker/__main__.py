@@ -1,6 +1,8 @@
-"""`python -P -m tokentape_worker`: the worker without the `tokentape` command."""
+"""`python -P -m tokentape_worker`: `tokentape worker`, where that command is not on PATH."""
 
-from .commands import worker
+import sys
+
+from tokentape.cli import main
 
 if __name__ == "__main__":
-    worker(prog_name="tokentape-worker")
+    main(["worker", *sys.argv[1:]])

@@ -42,6 +42,7 @@ from rq.worker.base import BaseWorker, WorkerStatus
 from tokentape import __version__, tape
 from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async, end_task, unavailable
 from tokentape.job import PRIORITIES, ErrorInfo
+from tokentape.masking import shown
 from tokentape.queue import UPSTREAMS_FIELD, VERSION_FIELD, QueueKeys
 from tokentape.settings import Settings
 from tokentape.tape import Tape, text_of
@@ -87,26 +88,31 @@ def new_worker_name() -> str:
 class Worker(BaseWorker):
     """A tokentape worker. `Worker(settings).serve()` blocks until it is stopped, and returns the exit code.
 
-    Raises RedisUnavailable where no server answers at the start; later outages are waited for.
+    Raises RedisUnavailable where no server answers at the start, unless `wait` is set; later outages are waited for.
     """
 
-    def __init__(self, settings: Settings, *, burst: bool = False) -> None:
+    def __init__(self, settings: Settings, *, burst: bool = False, wait: bool = False) -> None:
         self.settings = settings
         self.burst = burst
         self.stops_asked = 0
         #: Set once it takes jobs.
         self.ready = threading.Event()
         self.keys = QueueKeys(settings.namespace)
+        super().__init__(
+            [self.keys.queue_name(priority) for priority in PRIORITIES],
+            name=new_worker_name(),
+            connection=connect(settings.redis_url),
+            serializer=JSONSerializer,
+            worker_ttl=_PRESENCE_TTL_S,
+            prepare_for_work=False,  # it would ask the server for our address: see take_address
+        )
+        self.hostname, self.pid = socket.gethostname(), os.getpid()
         try:
-            super().__init__(
-                [self.keys.queue_name(priority) for priority in PRIORITIES],
-                name=new_worker_name(),
-                connection=connect(settings.redis_url),
-                serializer=JSONSerializer,
-                worker_ttl=_PRESENCE_TTL_S,
-            )
-        except TRANSIENT as error:  # RQ asks the server for its address
-            raise unavailable(error) from error
+            self.connection.ping()
+        except TRANSIENT as error:
+            if not wait:
+                raise unavailable(error) from error
+            log.warning("server does not answer, to be waited for", error=str(error), url=shown(settings.redis_url))
 
     def serve(self) -> int:
         """Work until stopped, or with `burst` until the queues are empty. -> 0"""
@@ -118,6 +124,10 @@ class Worker(BaseWorker):
         """As it is. RQ would let a silent server hold each call for as long as its own workers wait for jobs, a minute
         here, and a worker that stops in that time would too."""
         return connection
+
+    def take_address(self) -> None:
+        """Learn the address that the server sees us at, for RQ's list of workers."""
+        self._set_ip_address(self.connection)
 
     # ---- what RQ's commands ask for
 
@@ -422,6 +432,7 @@ class _Service:
 
     def _enter(self) -> None:
         self._worker.unsubscribe()
+        self._worker.take_address()
         self._worker.connection.delete(self._worker.key)  # of a try before this one; the name is nobody else's
         self._worker.register_birth()  # type: ignore[no-untyped-call]
         self._worker.subscribe()  # type: ignore[no-untyped-call]
