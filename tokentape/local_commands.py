@@ -166,7 +166,11 @@ def up(ctx: click.Context, workers: int, data: Path | None, as_json: bool) -> No
         raise click.UsageError("--data is for the embedded server, and the settings name another one")
     as_json_log = as_json or settings.log_format == "json"
     log = ProcessLog(sys.stderr, as_json=as_json_log, colours=wants_colours(sys.stderr), level=settings.log_level)
-    ctx.exit(Up(plan, log, as_json=as_json).run())
+    try:
+        code = Up(plan, log, as_json=as_json).run()
+    finally:
+        log.close()
+    ctx.exit(code)
 
 
 def _check_installed(what: str, packages: Sequence[str]) -> None:

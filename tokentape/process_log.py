@@ -13,11 +13,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import IO, Any, Final
 
 import click
+
+from .log_writer import LogWriter
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 #: The name in front of lines of our own.
@@ -36,16 +38,12 @@ def wants_colours(file: IO[str], environ: Mapping[str, str] = os.environ) -> boo
 
 
 class ProcessLog:
-    """Writes to one file. `level`: what is below it, of our own lines, is left out; children leave out theirs.
-
-    `gone` is true once the file's reader has gone, as with `| head`; what is written after that goes nowhere. Then
-    `when_gone` is called, once.
+    """Writes to one file, see log_writer.py. `level`: what is below it, of our own lines, is left out; children leave
+    out theirs. `close` it at the end.
     """
 
     def __init__(self, file: IO[str], *, as_json: bool = False, colours: bool = False, level: str = "info") -> None:
-        self.gone = False
-        self.when_gone: Callable[[], None] = lambda: None
-        self._file = file
+        self.writer = LogWriter(file, told=self._told)
         self._as_json = as_json
         self._colours = colours
         self._from = LEVELS.index(level)
@@ -68,16 +66,20 @@ class ProcessLog:
             record = {"timestamp": _now(), "level": level, "event": line.rstrip()}
         self._put({**record, "process": process})
 
+    def close(self) -> None:
+        """Write what is left, where somebody reads it. Safe to repeat."""
+        self.writer.close()
+
     def _put(self, record: dict[str, Any]) -> None:
-        lines = [json.dumps(record, ensure_ascii=False)] if self._as_json else list(self._text(record))
-        if self.gone:
-            return
-        try:
-            self._file.write("".join(f"{line}\n" for line in lines))
-            self._file.flush()
-        except (OSError, ValueError):  # closed, or the terminal hung up
-            self.gone = True
-            self.when_gone()
+        self.writer.write(self._lines(record))
+
+    def _told(self, count: int) -> str:
+        event = f"{count} lines were dropped here: nobody read the log"
+        return self._lines({"process": OURS, "timestamp": _now(), "level": "warning", "event": event})
+
+    def _lines(self, record: dict[str, Any]) -> str:
+        lines = [json.dumps(record, ensure_ascii=False)] if self._as_json else self._text(record)
+        return "".join(f"{line}\n" for line in lines)
 
     def _text(self, record: Mapping[str, Any]) -> Iterator[str]:
         level = str(record.get("level", "info"))

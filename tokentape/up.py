@@ -208,12 +208,18 @@ class Up:
     # ---- the stop
 
     def _hear_signals(self) -> None:
-        self._log.when_gone = lambda: self._ask_to_stop(_PIPE_CLOSED)
+        loop = asyncio.get_running_loop()
+        self._log.writer.when_gone = lambda: self._when_log_is_gone(loop)
         codes = {signal.SIGINT: _INTERRUPTED, signal.SIGTERM: 0, signal.SIGHUP: 0}
         for number, code in codes.items():
             # nohup ignores SIGHUP, and wants it to stay so.
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                asyncio.get_running_loop().add_signal_handler(number, self._on_signal, code)
+                loop.add_signal_handler(number, self._on_signal, code)
+
+    def _when_log_is_gone(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the log's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and so have we
+            loop.call_soon_threadsafe(self._ask_to_stop, _PIPE_CLOSED)
 
     def _on_signal(self, code: int) -> None:
         self._signals += 1
@@ -236,6 +242,7 @@ class Up:
         """End now. What runs notices that we are gone, and the server is ended as it should be."""
         if self._publication is not None:
             self._publication.remove()
+        self._log.close()
         os._exit(self._exit_code or 0)
 
     async def _until_stopped(self) -> None:

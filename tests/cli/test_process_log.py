@@ -19,11 +19,6 @@ class Terminal(io.StringIO):
         return True
 
 
-class Closed(io.StringIO):
-    def write(self, _text: str) -> int:
-        raise BrokenPipeError
-
-
 def ended(**facts: Any) -> str:
     return json.dumps({"event": "job ended", "level": "info", "timestamp": "2026-01-02T03:04:05.678Z", **facts})
 
@@ -144,14 +139,3 @@ def test_what_is_below_the_level_is_left_out() -> None:
 
     assert "loud" in file.getvalue()
     assert "quiet" not in file.getvalue()
-
-
-def test_a_reader_that_leaves_is_told_of_once_and_is_no_error() -> None:
-    log = ProcessLog(Closed())
-    told: list[bool] = []
-    log.when_gone = lambda: told.append(log.gone)
-
-    log.say("one")
-    log.say("two")
-
-    assert told == [True]

@@ -44,5 +44,8 @@ def serve(settings: Settings, **options: Any) -> int:
         from .service import Worker  # noqa: PLC0415
     except ImportError as error:
         raise ExtraMissing("tokentape worker", "worker") from error
-    configure(settings)
-    return Worker(settings, **options).serve()
+    log = configure(settings)
+    try:
+        return Worker(settings, **options).serve()
+    finally:
+        log.close()

@@ -5,24 +5,27 @@ Text has colours on a terminal, and none where NO_COLOR says so.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
+from tokentape.log_writer import LogWriter
 from tokentape.settings import Settings
 
 
-def configure(settings: Settings) -> None:
-    """Set structlog up for a service, once, before it starts."""
+def configure(settings: Settings) -> LogWriter:
+    """Set structlog up for a service, once, before it starts. -> what is to be closed at the end"""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     terminal = sys.stderr.isatty()
     text = settings.log_format == "text" or (settings.log_format == "auto" and terminal)
     renderer: Any = structlog.processors.JSONRenderer()
     if text:
         renderer = structlog.dev.ConsoleRenderer(colors=terminal and not os.environ.get("NO_COLOR"))
+    writer = LogWriter(sys.stderr, told=lambda count: _told(count, text=text))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -32,9 +35,17 @@ def configure(settings: Settings) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", writer)),
         cache_logger_on_first_use=True,
     )
     # RQ logs each state of each worker at INFO; what it has to say at WARNING still comes through.
     for name in ("rq.worker", "rq.job", "rq.queue"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    return writer
+
+
+def _told(count: int, *, text: bool) -> str:
+    event = "lines of the log were dropped, nobody read them"
+    return (
+        f"{event}  count={count}\n" if text else f"{json.dumps({'level': 'warning', 'event': event, 'count': count})}\n"
+    )

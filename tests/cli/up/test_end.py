@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -105,3 +106,20 @@ def test_a_log_without_a_reader_ends_it(terminal: Environment, elsewhere: Enviro
         assert process.wait(timeout=WAIT_S) == 141
     assert select.select([worker], [], [], WAIT_S)[0]
     os.close(worker)
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_jobs_nor_the_end(
+    terminal: Environment, elsewhere: Environment, elsewhere_client: Client
+) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)  # full after a few lines
+    environment = {**terminal, **elsewhere}
+    with subprocess.Popen(command("up"), env=environment, stderr=writer, start_new_session=True) as process:
+        os.close(writer)
+        jobs = list(elsewhere_client.submit_many(body(f"job {number}") for number in range(30)))
+        assert all(job.result(WAIT_S).text for job in jobs)
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait(timeout=WAIT_S) == 0
+    os.close(reader)
