@@ -1,17 +1,7 @@
 """The `tokentape` command: what commands there are, and what becomes of an error.
 
 Results go to stdout, everything else to stderr. An error is one line that says what to do, or with `--json` one JSON
-object: {"error": {"type": "JobNotFound", "message": …, "exit_code": 3, …}}.
-
-    exit code   0  fine
-                1  the job failed, was cancelled or expired; a demo that was not exact; a tape that cannot be read; an
-                    error that doctor found
-                2  wrong usage, a request that was refused, a wrong setting, a part that is not installed
-                3  no such job
-                4  the wait was over before the job
-                5  Redis did not answer
-              130  interrupted (Ctrl-C)
-              141  the reader of stdout has gone (as in `| head`), without a word
+object: {"error": {"type": "JobNotFound", "message": …, "exit_code": 3, …}}. The exit codes are in exit_codes.py.
 
 The commands of this package need no extra to be listed, and none but `simulate`, `demo` and `up` to be run. Those of
 the services are found through the entry points `tokentape.commands`: no arrow points up from the library. Every command
@@ -21,49 +11,25 @@ is loaded when it is asked for, so that help and `--version` wait for nothing bu
 from __future__ import annotations
 
 import contextlib
+import difflib
+import errno
 import functools
 import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn, TextIO
 
 import click
 
-from . import __version__
-from .errors import (
-    BadCursor,
-    ConfigError,
-    ExtraMissing,
-    IdempotencyConflict,
-    InvalidRequest,
-    JobError,
-    JobNotFound,
-    RedisUnavailable,
-    ResultTimeout,
-    TokentapeError,
-)
+from . import __version__, exit_codes
+from .errors import ConfigError, ExtraMissing, JobError, RedisUnavailable, TokentapeError
 from .finder import Finder, finder
-
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_INTERRUPTED: Final = 130
-EXIT_PIPE_CLOSED: Final = 141
-
-_EXIT_CODES: Final[tuple[tuple[type[TokentapeError], int], ...]] = (
-    (InvalidRequest, EXIT_USAGE),
-    (IdempotencyConflict, EXIT_USAGE),
-    (BadCursor, EXIT_USAGE),
-    (ConfigError, EXIT_USAGE),
-    (ExtraMissing, EXIT_USAGE),
-    (JobNotFound, 3),
-    (ResultTimeout, 4),
-    (RedisUnavailable, 5),
-)
-
+from .printable import printable
 
 _RIGHT_LOGIN: Final = (
     "give the right user and password in the address, or the password by TOKENTAPE_REDIS_PASSWORD_FILE;"
@@ -97,13 +63,31 @@ class _Service(NamedTuple):
 
 _SERVICES: Final = {
     "worker": _Service("worker", "Run a worker: take jobs, call the upstreams, write the tapes."),
-    "producer": _Service("producer", "Run the producer service: jobs and answers over HTTP."),
     "batch": _Service("producer", "Run the lines of a file as jobs, each exactly once."),
 }
 
 
+#: How a disk says that it takes no more.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class OutputFailed(TokentapeError):
+    """What the command prints could not be written. What it did is done."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the output cannot be written: {error.strerror}")
+
+
 class _PipeClosed(Exception):
     """stdout has no reader any more. Not an OSError, which click would answer with exit code 1: a failed job."""
+
+
+@contextlib.contextmanager
+def _pipe_told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _PipeClosed from error
 
 
 class Commands(click.Group):
@@ -112,11 +96,25 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return [*_BUILT_IN, *sorted(_found().keys() - _BUILT_IN.keys())]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _BUILT_IN:
             command: click.Command = getattr(import_module(f".{_BUILT_IN[cmd_name][0]}", __package__), cmd_name)
             return command
-        return _load(_found()[cmd_name]) if cmd_name in _found() else None
+        try:
+            return _load(_found()[cmd_name]) if cmd_name in _found() else None
+        except TokentapeError:
+            if ctx.resilient_parsing:  # a shell asks for completions: of the others, then
+                return None
+            raise
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:  # click looks for near names among commands that are loaded
+            near = difflib.get_close_matches(error.command_name, self.list_commands(ctx), cutoff=0.6)
+            raise click.NoSuchCommand(error.command_name, possibilities=near, ctx=ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
@@ -129,11 +127,13 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _pipe_told():  # --help and --version print here
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _pipe_told():
             return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise _PipeClosed from error
 
 
 @functools.cache
@@ -182,12 +182,13 @@ def tokentape(ctx: click.Context) -> None:
         ctx.color = False
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
-        ctx.exit(EXIT_USAGE)
+        ctx.exit(exit_codes.USAGE)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command with the arguments of the process, or with `args`, and exit with its code."""
     given = list(sys.argv[1:] if args is None else args)
+    _open_streams()
     _write_any_text()
     sys.exit(_run(given))
 
@@ -208,24 +209,29 @@ def _invoke(given: list[str], as_json: bool, found: Finder) -> int:
         code = tokentape.main(given, prog_name="tokentape", standalone_mode=False)
         sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
+        code = exit_codes.INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the whole help
+        click.echo(error.format_message(), err=True)
+        code = exit_codes.USAGE
     except click.ClickException as error:
-        return _tell(error, EXIT_USAGE if isinstance(error, click.UsageError) else error.exit_code, as_json, found)
+        code = exit_codes.USAGE if isinstance(error, click.UsageError) else error.exit_code
+        _tell(error, code, as_json, found)
     except TokentapeError as error:
-        return _tell(error, exit_code(error), as_json, found)
+        code = exit_codes.exit_code(error)
+        _tell(error, code, as_json, found)
     except (_PipeClosed, BrokenPipeError):
-        code = EXIT_PIPE_CLOSED
-    if code == EXIT_PIPE_CLOSED:
-        _forget_output()
+        code = exit_codes.PIPE_CLOSED
+        _forget(sys.stdout, sys.stderr)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        code = exit_codes.OUTPUT
+        _forget(sys.stdout)
+        _tell(OutputFailed(error), code, as_json, found)
     return code if isinstance(code, int) else 0
 
 
-def exit_code(error: TokentapeError) -> int:
-    """The exit code of the command that met this error."""
-    return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), EXIT_FAILED)
-
-
-def _tell(error: click.ClickException | TokentapeError, code: int, as_json: bool, found: Finder) -> int:
+def _tell(error: click.ClickException | TokentapeError, code: int, as_json: bool, found: Finder) -> None:
     message = _message(error, found)
     with contextlib.suppress(BrokenPipeError):
         if as_json:
@@ -235,7 +241,6 @@ def _tell(error: click.ClickException | TokentapeError, code: int, as_json: bool
             click.echo(json.dumps({"error": facts}, ensure_ascii=False), err=True)
         else:
             click.echo(f"error: {message}", err=True)
-    return code
 
 
 def _message(error: click.ClickException | TokentapeError, found: Finder) -> str:
@@ -249,32 +254,26 @@ def _message(error: click.ClickException | TokentapeError, found: Finder) -> str
         text = f"{str(error).rstrip('.')}; {ask} looked for it at {_where_redis_was_looked_for(found)}"
     else:
         text = str(error)
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _where_redis_was_looked_for(found: Finder) -> str:
     """Which address, without its password, and which setting it came from."""
     from .masking import shown  # noqa: PLC0415 - see above: what help does not need
-    from .settings import DEFAULT_REDIS_URL, ENV_PREFIX, Settings  # noqa: PLC0415
+    from .settings import ENV_PREFIX, load  # noqa: PLC0415
 
     try:
-        settings = Settings.load()
+        loaded = load()
     except ConfigError as error:
         return str(error)
-    config = os.environ.get(f"{ENV_PREFIX}CONFIG")
     places = []
-    for name, url in (("redis_url", settings.redis_url), ("tape_url", settings.tape_url)):
-        variable = f"{ENV_PREFIX}{name.upper()}"
+    for name, url in (("redis_url", loaded.settings.redis_url), ("tape_url", loaded.settings.tape_url)):
         if url is None:
             continue
-        if variable in os.environ:
-            places.append(f"{shown(url)} from {variable}")
-        elif found.endpoint and url == found.endpoint.redis_url:
-            places.append(f"{shown(url)} from {found.source}")
-        elif config and url != DEFAULT_REDIS_URL:
-            places.append(f"{shown(url)} from {name} in {config}")
-        else:
-            places.append(f"{shown(url)}, the default: set {variable} if it is elsewhere, or start tokentape up")
+        source = loaded.source(name)
+        where = found.source if source.kind == "endpoint" else str(source)
+        elsewhere = f" (set {ENV_PREFIX}REDIS_URL if it is elsewhere, or start tokentape up)"
+        places.append(f"{shown(url)} from {where}{elsewhere if source.kind == 'default' else ''}")
     return " and ".join(places)
 
 
@@ -286,6 +285,16 @@ def _facts(error: Exception) -> dict[str, Any]:
     return facts
 
 
+def _open_streams() -> None:
+    """A stream that the caller has closed (`>&-`) is None here: it has nothing to read, and takes what is written.
+
+    In this order each gets the descriptor that it should have, and no connection gets it instead.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
+
+
 def _write_any_text() -> None:
     """A model's text may hold what the terminal's encoding has not, and JSON half a character: never fail on it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -293,9 +302,9 @@ def _write_any_text() -> None:
         sys.stdout.reconfigure(encoding=utf8, errors="backslashreplace")
 
 
-def _forget_output() -> None:
-    """What is still buffered goes nowhere: the interpreter flushes at exit, and fails where nobody reads."""
-    for stream in (sys.stdout, sys.stderr):
+def _forget(*streams: TextIO) -> None:
+    """What is still buffered goes nowhere: the interpreter flushes at exit, and fails where that cannot be written."""
+    for stream in streams:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

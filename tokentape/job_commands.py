@@ -6,6 +6,7 @@ What they raise is turned into a message and an exit code by `cli.py`.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,16 @@ DEFAULT_MODEL: Final = "gpt-4o-mini"
 _WATCH_S: Final = 1.0
 
 
+class Seconds(click.FloatRange):
+    """A number in a range. click lets `nan` through, which no wait ever reaches."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return number
+
+
 def _json_option(what: str) -> Callable[[Command], Command]:
     return click.option("--json", "as_json", is_flag=True, help=f"{what} Errors are JSON on stderr.")
 
@@ -40,7 +51,7 @@ def _wait_option() -> Callable[[Command], Command]:
     return click.option(
         "--wait",
         "wait_s",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=DEFAULT_WAIT_S,
         show_default=True,
         metavar="SECONDS",
@@ -50,9 +61,9 @@ def _wait_option() -> Callable[[Command], Command]:
 
 def _metadata(_ctx: click.Context, _option: click.Parameter, given: Sequence[str]) -> dict[str, str]:
     pairs = [item.partition("=") for item in given]
-    for name, equals, _ in pairs:
+    for name, equals, value in pairs:
         if not name or not equals:
-            raise click.BadParameter(f"{name or equals}: expected name=value, as in team=search")
+            raise click.BadParameter(f"{name}{equals}{value}: expected name=value, as in team=search")
     return {name: value for name, _, value in pairs}
 
 
@@ -136,6 +147,12 @@ def _body(prompt: str | None, model: str | None, params: dict[str, Any]) -> dict
             prompt = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"is not UTF-8 at byte {error.start}", field="stdin") from None
+    if not prompt.strip():
+        raise click.UsageError("The prompt is empty")
+    if not prompt.isprintable() and any(
+        "\udc80" <= char <= "\udcff" for char in prompt
+    ):  # how arguments hold other bytes
+        raise click.UsageError("PROMPT is not UTF-8")
     return {
         "model": DEFAULT_MODEL if model is None else model,
         "messages": [{"role": "user", "content": prompt}],
@@ -215,7 +232,7 @@ def cancel(job_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("job_id", metavar="JOB", required=False)
+@click.argument("job_id", metavar="[JOB]", required=False)
 @_json_option("The Job object, or the overview; with --watch one a line.")
 @click.option("--watch", is_flag=True, help="Show it again each second, a job until it has ended, until Ctrl-C.")
 def status(job_id: str | None, as_json: bool, watch: bool) -> None:

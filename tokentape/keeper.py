@@ -17,6 +17,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
+from . import exit_codes
 from .child import ChildFailed, command
 from .errors import ConfigError
 from .process_log import ProcessLog, error_message
@@ -26,7 +27,6 @@ LONGEST_PAUSE_S: Final = 30.0
 #: Who lived for so long had started well.
 LONG_LIFE_S: Final = 30.0
 
-_WRONG_SETTINGS: Final = 2
 #: A line longer than this is cut into several.
 _LINE_BYTES: Final = 64 * 1024
 #: For what an ended process had written to be read; only a process that it started itself can hold its pipes longer.
@@ -86,7 +86,7 @@ class Keeper:
             if self._stopping.is_set():
                 break
             greeted = self._greeting is not None and self._greeting.done()
-            if code == _WRONG_SETTINGS and not greeted:
+            if code == exit_codes.USAGE and not greeted:
                 raise ConfigError(f"{self.name}: {self._last_words.removeprefix('error: ')}")
             if self._greeting is not None and not greeted:
                 raise ChildFailed(f"{self.name} {how_it_ended(code)}: {self._last_words or 'it said nothing'}")

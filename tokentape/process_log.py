@@ -20,6 +20,7 @@ from typing import IO, Any, Final
 import click
 
 from .log_writer import LogWriter
+from .printable import printable
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 #: The name in front of lines of our own.
@@ -85,19 +86,19 @@ class ProcessLog:
         level = str(record.get("level", "info"))
         head = f"{self._moment(record.get('timestamp'))}  {self._tag(str(record['process']))}"
         told = {name: it for name, it in record.items() if it is not None and name not in _HANDLED}
-        facts = " ".join(f"{_plain(name)}={_value(it)}" for name, it in told.items())
-        event = _plain(str(record.get("event", "")))
+        facts = " ".join(f"{printable(name)}={_value(it)}" for name, it in told.items())
+        event = printable(str(record.get("event", "")))
         if level not in ("info", "debug"):
             event = f"{level}: {event}"
         event = self._style(event, _LEVEL_COLOURS.get(level))
         yield f"{head}  {event}{'  ' + facts if facts else ''}"
         for line in str(record.get("exception", "")).splitlines():
-            yield f"{head}    {_plain(line)}"
+            yield f"{head}    {printable(line)}"
 
     def _tag(self, process: str) -> str:
         if process not in self._tags:
             colour = None if process == OURS else _TAG_COLOURS[len(self._tags) % len(_TAG_COLOURS)]
-            self._tags[process] = self._style(_plain(process).ljust(_TAG_CELLS), colour)
+            self._tags[process] = self._style(printable(process).ljust(_TAG_CELLS), colour)
         return self._tags[process]
 
     def _moment(self, timestamp: object) -> str:
@@ -138,12 +139,7 @@ def _value(value: object) -> str:
         return f"{value:g}" if abs(value) < 1e6 else str(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     bare = text and text.isprintable() and not any(char in text for char in ' "=')
-    return text if bare else _plain(json.dumps(text, ensure_ascii=False))
-
-
-def _plain(text: str) -> str:
-    """On one line, without what would steer a terminal."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    return text if bare else printable(json.dumps(text, ensure_ascii=False))
 
 
 def _now() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from .operations import JobView, Overview, WorkerView
+from .printable import printable
 
 
 def job_table(view: JobView) -> str:
@@ -29,7 +30,7 @@ def job_table(view: JobView) -> str:
     if view.error is not None:
         again = "a retry may help" if view.error.retryable else "a retry will not help"
         rows.append(("error", f"{view.error.type}: {' '.join(view.error.message.split())} ({again})"))
-    return columns((name, value) for name, value in rows if value)
+    return columns((name, printable(value)) for name, value in rows if value)
 
 
 def overview_table(overview: Overview) -> str:

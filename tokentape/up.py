@@ -28,6 +28,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from . import exit_codes
 from .child import ChildFailed
 from .connection import connect, end_task, patiently
 from .endpoint import Endpoint, EndpointUnusable, Publication, find
@@ -37,8 +38,6 @@ from .process_log import ProcessLog
 from .settings import ENV_PREFIX, Settings
 from .watched_server import WatchedServer
 
-_INTERRUPTED: Final = 130
-_PIPE_CLOSED: Final = 141
 #: Slow enough to be read as it comes.
 _SIMULATOR: Final = ("simulate", "--json", "--interval-ms=40", "--first-token-ms=150")
 _SIMULATOR_WAIT_S: Final = 60.0
@@ -210,7 +209,7 @@ class Up:
     def _hear_signals(self) -> None:
         loop = asyncio.get_running_loop()
         self._log.writer.when_gone = lambda: self._when_log_is_gone(loop)
-        codes = {signal.SIGINT: _INTERRUPTED, signal.SIGTERM: 0, signal.SIGHUP: 0}
+        codes = {signal.SIGINT: exit_codes.INTERRUPTED, signal.SIGTERM: 0, signal.SIGHUP: 0}
         for number, code in codes.items():
             # nohup ignores SIGHUP, and wants it to stay so.
             if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -219,7 +218,7 @@ class Up:
     def _when_log_is_gone(self, loop: asyncio.AbstractEventLoop) -> None:
         """On the log's thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended, and so have we
-            loop.call_soon_threadsafe(self._ask_to_stop, _PIPE_CLOSED)
+            loop.call_soon_threadsafe(self._ask_to_stop, exit_codes.PIPE_CLOSED)
 
     def _on_signal(self, code: int) -> None:
         self._signals += 1

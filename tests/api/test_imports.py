@@ -50,7 +50,9 @@ def test_help_and_version_load_click_and_nothing_else(argument: str) -> None:
         "tokentape",
         "tokentape.cli",
         "tokentape.errors",
+        "tokentape.exit_codes",
         "tokentape.finder",
+        "tokentape.printable",
     }
     assert "asyncio" not in modules
     assert len(modules) < 250, sorted(modules)

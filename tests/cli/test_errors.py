@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -12,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from tokentape import cli
+from tokentape import cli, exit_codes
 from tokentape.embedded import EmbeddedServer
 from tokentape.errors import BadCursor, ConfigError, CorruptTape, ExtraMissing, RedisUnavailable, TokentapeError
 
@@ -71,6 +72,79 @@ def test_a_service_as_a_module_ends_in_words_too(tmp_path: Path, command: list[s
     assert done.stderr.count("\n") == 1
 
 
+def shell(line: str, environment: Environment, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of a line in which `tokentape` is this one."""
+    program = f'tokentape() {{ "{sys.executable}" -P -m tokentape.cli "$@"; }}\n{line}'
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@pytest.mark.parametrize("command", ["submit Hi", "status", "config show", "--help", "--version", "doctor --json"])
+def test_output_that_cannot_be_written_is_told_and_is_no_failed_job(
+    environment: Environment, idle: Environment, tmp_path: Path, command: str
+) -> None:
+    done = shell(f"tokentape {command} >/dev/full", environment | idle, tmp_path)
+
+    assert done.returncode == exit_codes.OUTPUT
+    assert "the output cannot be written: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("tokentape --version >&-", 0, ""),
+        ("tokentape submit Hi >&-", 0, ""),
+        ("tokentape submit - <&-", 2, "error: The prompt is empty (tokentape submit --help says more)\n"),
+        ("tokentape stauts 2>&-", 2, ""),
+        ("tokentape worker --burst 2>&-", 0, ""),
+        ("tokentape --help | true", 141, ""),
+    ],
+)
+def test_streams_that_are_closed_are_no_error_of_their_own(
+    environment: Environment, idle: Environment, tmp_path: Path, line: str, code: int, said: str
+) -> None:
+    done = shell(line, environment | idle, tmp_path)
+
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_nothing_of_an_upstreams_words_steers_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise TokentapeError("it said \x1b]0;pwned\x07 and\nmore")
+
+    monkeypatch.setattr("tokentape.config_commands.load", fail)
+
+    outcome = run("config", "show")
+
+    assert outcome.err == "error: it said  ]0;pwned  and more\n"
+
+
+def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
+    outcome = run("config")
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("Usage: tokentape config [OPTIONS] COMMAND")
+
+
+def test_a_command_that_cannot_be_loaded_is_left_out_of_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, broken="tokentape_no_such_module:command")
+    root = cli.tokentape
+
+    with click.Context(root, resilient_parsing=True) as context:
+        offered = [item.value for item in root.shell_complete(context, "b")]
+
+    assert offered == []
+
+
 def test_errors_are_json_where_json_was_asked_for(run: Run) -> None:
     outcome = run("submit", "Hi", "--json", env=AWAY)
 
@@ -123,7 +197,7 @@ def test_json_after_two_dashes_is_an_argument(run: Run, idle: Environment) -> No
     ],
 )
 def test_every_error_has_its_exit_code(error: TokentapeError, code: int) -> None:
-    assert cli.exit_code(error) == code
+    assert exit_codes.exit_code(error) == code
 
 
 def test_no_command_is_wrong_usage_and_shows_the_help(run: Run) -> None:
@@ -137,7 +211,7 @@ def test_an_unknown_command_is_wrong_usage(run: Run) -> None:
     outcome = run("sumbit")
 
     assert outcome.code == 2
-    assert "sumbit" in outcome.err
+    assert outcome.err == "error: No such command 'sumbit'. Did you mean 'submit'? (tokentape --help says more)\n"
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
