@@ -48,20 +48,22 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         path = quoted(str(directory / "server.sock"))
-        (directory / "server.conf").write_text(f"{arrangement['config']}\nunixsocket {path}\nunixsocketperm 700\n")
+        self._config = f"{arrangement['config']}\nunixsocket {path}\nunixsocketperm 700\n"
 
     def start(self) -> dict[str, Any]:
-        if self._data is not None and self._lock is None:
-            self._lock = lock(self._data / "tokentape.lock", self._lock_wait_s)
-            if self._lock is None:
-                return {"error": f"{self._data} is in use by another server"}
         try:
+            if self._data is not None and self._lock is None:
+                self._lock = lock(self._data / "tokentape.lock", self._lock_wait_s)
             self._process = self._spawn()
+        except InUse as error:
+            return {"error": f"{self._data} is in use by {error}; stop that one, or name another folder"}
         except OSError as error:
-            return {"error": str(error)}
+            return {"error": f"{error.filename or self._binary}: {error.strerror}"}
         return {"pid": self._process.pid, "directory": str(self._directory)}
 
     def _spawn(self) -> subprocess.Popen[bytes]:
+        # Each time: a service that tidies up temporary files may have taken it meanwhile.
+        (self._directory / "server.conf").write_text(self._config)
         with (self._directory / "server.log").open("ab") as log:
             return subprocess.Popen(
                 [self._binary, str(self._directory / "server.conf")],
@@ -92,8 +94,15 @@ class Server:
         return self.look()
 
 
-def lock(path: Path, wait_s: float) -> int | None:
-    """A descriptor that holds the lock on `path`, or None where somebody else keeps it for `wait_s`."""
+class InUse(Exception):
+    """Another server keeps the lock. The message is who has it."""
+
+
+def lock(path: Path, wait_s: float) -> int:
+    """A descriptor that holds the lock on `path`. Raises InUse where somebody else keeps it for `wait_s`.
+
+    The file says who has it: the process that owns the server.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     give_up_at = time.monotonic() + wait_s
     while True:
@@ -101,10 +110,13 @@ def lock(path: Path, wait_s: float) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > give_up_at:
+                owner = os.read(descriptor, 32).decode(errors="replace").strip()
                 os.close(descriptor)
-                return None
+                raise InUse(f"the server of process {owner}" if owner.isdigit() else "another server") from None
             time.sleep(0.01)
         else:
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"{os.getppid()}\n".encode())
             return descriptor
 
 
@@ -122,6 +134,7 @@ def scratch_root() -> str | None:
 
 def main() -> None:
     """Serve the owner on descriptor 0 until it is gone."""
+    os.umask(0o077)  # prompts and answers stand in the data, the password in the configuration
     owner = socket.socket(fileno=0)
 
     def finish(_number: int, _frame: FrameType | None) -> None:

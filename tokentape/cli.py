@@ -271,9 +271,10 @@ def _where_redis_was_looked_for(found: Finder) -> str:
         if url is None:
             continue
         source = loaded.source(name)
-        where = found.source if source.kind == "endpoint" else str(source)
-        elsewhere = f" (set {ENV_PREFIX}REDIS_URL if it is elsewhere, or start tokentape up)"
-        places.append(f"{shown(url)} from {where}{elsewhere if source.kind == 'default' else ''}")
+        if source.kind == "default":
+            places.append(f"{shown(url)}, the default (set {ENV_PREFIX}REDIS_URL or start tokentape up)")
+        else:
+            places.append(f"{shown(url)} from {found.source if source.kind == 'endpoint' else source}")
     return " and ".join(places)
 
 

@@ -260,6 +260,9 @@ async def end_task(*tasks: asyncio.Future[Any]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=0.1)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # asked for, or asyncio complains that nobody has
 
 
 def _checked(replies: list[Any]) -> list[Any]:

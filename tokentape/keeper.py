@@ -2,7 +2,8 @@
 
 After a short life the pause before the next start doubles, to half a minute; after a long one it begins anew. A process
 that says by its exit code that its settings are wrong is not started again: nothing would be different. One that has
-greeted us once has proved them right, and is: its port may be another's for a while.
+greeted us, or ended otherwise before, has proved them right, and is: its port may be another's for a while, or somebody
+writes to the configuration file just then.
 
 Like every child of this package it ends with its owner, see child.py.
 """
@@ -27,6 +28,8 @@ LONGEST_PAUSE_S: Final = 30.0
 #: Who lived for so long had started well.
 LONG_LIFE_S: Final = 30.0
 
+#: What workers log once they take jobs.
+_READY: Final = '"worker ready"'
 #: A line longer than this is cut into several.
 _LINE_BYTES: Final = 64 * 1024
 #: For what an ended process had written to be read; only a process that it started itself can hold its pipes longer.
@@ -73,6 +76,10 @@ class Keeper:
         self._process: Process | None = None
         self._stopping = asyncio.Event()
         self._last_words = ""
+        #: Whether a life of it has shown that its settings are right.
+        self._proved = False
+        #: Set once it has said by its log that it takes jobs, as workers do.
+        self.ready = asyncio.Event()
 
     async def keep(self) -> None:
         """Keep it running until `stop`.
@@ -82,19 +89,29 @@ class Keeper:
         backoff = Backoff()
         while not self._stopping.is_set():
             born = time.monotonic()
-            code = await self._live()
+            how = await self._live_and_tell()
             if self._stopping.is_set():
                 break
-            greeted = self._greeting is not None and self._greeting.done()
-            if code == exit_codes.USAGE and not greeted:
-                raise ConfigError(f"{self.name}: {self._last_words.removeprefix('error: ')}")
-            if self._greeting is not None and not greeted:
-                raise ChildFailed(f"{self.name} {how_it_ended(code)}: {self._last_words or 'it said nothing'}")
             pause_s = backoff.after(time.monotonic() - born)
-            self._log.say(f"{self.name} {how_it_ended(code)}, starts again in {pause_s:g} s", level="warning")
+            self._log.say(f"{self.name} {how}, starts again in {pause_s:g} s", level="warning")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stopping.wait()
+
+    async def _live_and_tell(self) -> str:
+        """-> how a life ended that may be followed by another"""
+        try:
+            code = await self._live()
+        except OSError as error:  # no process, no descriptor, no memory left to start one with
+            return f"cannot be started ({error.strerror})"
+        if self._stopping.is_set() or (self._greeting is not None and self._greeting.done()):
+            return how_it_ended(code)
+        if code == exit_codes.USAGE and not self._proved:
+            raise ConfigError(f"{self.name}: {self._last_words.removeprefix('error: ')}")
+        if self._greeting is not None:
+            raise ChildFailed(f"{self.name} {how_it_ended(code)}: {self._last_words or 'it said nothing'}")
+        self._proved = self._proved or code != exit_codes.USAGE
+        return how_it_ended(code)
 
     def stop(self) -> None:
         """Tell it to end (SIGTERM), and start it no more. The services take a second time as `at once`."""
@@ -151,6 +168,8 @@ class Keeper:
         async for line in lines(process.stderr):
             words = error_message(line) or line.strip()
             self._last_words = words or self._last_words
+            if _READY in line:
+                self.ready.set()
             self._log.add(self.name, line)
 
 

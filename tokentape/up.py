@@ -35,7 +35,7 @@ from .endpoint import Endpoint, EndpointUnusable, Publication, find
 from .keeper import Keeper
 from .masking import shown
 from .process_log import ProcessLog
-from .settings import ENV_PREFIX, Settings
+from .settings import ENV_PREFIX, Loaded, Settings
 from .watched_server import WatchedServer
 
 #: Slow enough to be read as it comes.
@@ -51,21 +51,24 @@ class Plan:
     """What is to run."""
 
     #: As read from environment and file, without looking for an endpoint.
-    settings: Settings
+    loaded: Loaded
     workers: int
     #: Where the embedded server keeps everything; None: it keeps nothing.
     data: Path | None
 
     @property
+    def settings(self) -> Settings:
+        return self.loaded.settings
+
+    @property
     def embeds(self) -> bool:
         """Whether the server is ours: nothing names another."""
-        return self.settings.model_fields_set.isdisjoint(("redis_url", "tape_url"))
+        return self.loaded.sources.keys().isdisjoint(("redis_url", "tape_url"))
 
     @property
     def simulates(self) -> bool:
         """Whether the simulator answers: no file names an upstream, and OPENAI_* is not set."""
-        upstreams = self.settings.upstreams
-        return upstreams.keys() == {"default"} and not upstreams["default"].model_fields_set
+        return not any(name == "upstreams" or name.startswith("upstreams.") for name in self.loaded.sources)
 
 
 class Up:
@@ -175,8 +178,11 @@ class Up:
             Keeper(f"worker-{number}", "tokentape_worker", env=self._environ, log=self._log)
             for number in range(1, self._plan.workers + 1)
         ]
+        others = list(self._tasks)
         tasks = [self._spawn(worker.keep()) for worker in self._workers]
-        stack.push_async_callback(self._drain, tasks)
+        stack.push_async_callback(self._drain, tasks, others)
+        telling = asyncio.create_task(self._tell_when_ready())
+        stack.push_async_callback(end_task, telling)
 
     def _announce(self, url: str) -> None:
         """Say how to reach it: on stdout the facts, for people the rest."""
@@ -196,8 +202,17 @@ class Up:
             click.echo(f"export {ENV_PREFIX}REDIS_URL={shlex.quote(url)}")
             if "namespace" in self._plan.settings.model_fields_set:
                 click.echo(f"export {ENV_PREFIX}NAMESPACE={namespace}")
+
+    async def _tell_when_ready(self) -> None:
+        """Say that it is ready, once a worker takes jobs."""
+        waits = [asyncio.create_task(worker.ready.wait()) for worker in self._workers]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_task(*waits)
+        answers = "the simulator" if self._plan.simulates else ", ".join(self._plan.settings.upstreams)
         where = "in another terminal" if self._publication or not self._plan.embeds else "behind the export line"
-        self._log.say(f'try, {where}: tokentape submit --follow "Why is the sky blue?"')
+        self._log.say(f'ready, {answers} answers; try, {where}: tokentape submit --follow "Why is the sky blue?"')
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -260,15 +275,18 @@ class Up:
                 self._at_once.set()  # whoever waits for the error is not to wait for streams
                 raise error
 
-    async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
-        """Let the workers leave: in good order, else at once, else as in a crash."""
+    async def _drain(self, tasks: list[asyncio.Task[None]], others: list[asyncio.Task[None]]) -> None:
+        """Let the workers leave: in good order, else at once, else as in a crash.
+
+        At once, too, where one of `others` ends: without the server or the simulator, no stream can finish.
+        """
         settings = self._plan.settings
         for worker in self._workers:
             worker.stop()
         at_once = asyncio.create_task(self._at_once.wait())
         leaving = asyncio.gather(*tasks, return_exceptions=True)
         wait_s = settings.grace_s + settings.lease_s + _LEAVE_WAIT_S
-        either: list[asyncio.Future[Any]] = [leaving, at_once]
+        either: list[asyncio.Future[Any]] = [leaving, at_once, *others]
         await asyncio.wait(either, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         await end_task(at_once)
         await self._end(self._workers, tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 from pathlib import Path
@@ -87,6 +88,49 @@ async def test_one_that_has_greeted_is_tried_again_whatever_its_exit_code(tmp_pa
     assert mark.read_text() == "xxx"
     assert "hello" not in said.getvalue()
     assert "warning: program ended (exit code 2), starts again in 1 s\n" in said.getvalue()
+
+
+async def test_one_that_has_lived_is_tried_again_whatever_becomes_of_its_settings(tmp_path: Path) -> None:
+    mark = tmp_path / "lives"
+    code = (
+        "import sys, time\n"
+        f"with open({str(mark)!r}, 'a') as file: file.write('x')\n"
+        f"lives = len(open({str(mark)!r}).read())\n"
+        "if lives < 3: sys.exit(lives)\n"
+        "print('serves', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    one, said = keeper(tmp_path, code)
+    keeping = asyncio.create_task(one.keep())
+
+    await asyncio.to_thread(wait_until, lambda: "serves" in said.getvalue())
+    one.stop()
+    await keeping
+
+    assert "warning: program ended (exit code 2), starts again in 1 s\n" in said.getvalue()
+
+
+async def test_a_machine_that_has_no_process_left_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = asyncio.create_subprocess_exec
+    asked: list[object] = []
+
+    async def refuse_once(*command: object, **options: object) -> object:
+        asked.append(command)
+        if len(asked) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await really(*command, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_once)
+    one, said = keeper(tmp_path, "import time\nprint('serves', flush=True)\ntime.sleep(600)\n")
+    keeping = asyncio.create_task(one.keep())
+
+    await asyncio.to_thread(wait_until, lambda: "serves" in said.getvalue())
+    one.stop()
+    await keeping
+
+    assert "warning: program cannot be started (Too many open files), starts again in 0.5 s\n" in said.getvalue()
 
 
 async def test_wrong_settings_told_as_json_are_told_in_words(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tokentape import embedded
 from tokentape.embedded import EmbeddedServer
 from tokentape.errors import ExtraMissing, RedisUnavailable
 
+from .owner import parent_of, wait_gone, watch
+
 pytestmark = pytest.mark.server_contract
 
 
@@ -133,6 +135,50 @@ def test_a_data_directory_that_it_makes_is_for_this_user_alone(tmp_path: Path, s
     assert stat.S_IMODE(mode) == 0o700
 
 
+def test_what_is_kept_is_for_this_user_alone_in_whatever_folder(tmp_path: Path, server_binary: Path | None) -> None:
+    tmp_path.chmod(0o755)
+    with EmbeddedServer(data=tmp_path, binary=server_binary) as server:
+        ask(server, "SET", "key", "value")
+
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("appendonly" in path.name for path in files)
+    assert {path.stat().st_mode & 0o077 for path in files} == {0}
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_words(tmp_path: Path, server_binary: Path | None) -> None:
+    (tmp_path / "tokentape.lock").mkdir()  # also root cannot open that
+
+    with pytest.raises(RedisUnavailable, match=r"did not start: .*/tokentape\.lock: Is a directory$"):
+        EmbeddedServer(data=tmp_path, binary=server_binary).start()
+
+
+def test_a_configuration_that_was_tidied_up_meanwhile_is_written_again(server_binary: Path | None) -> None:
+    with EmbeddedServer(binary=server_binary) as server:
+        server.log_path.with_name("server.conf").unlink()
+
+        server.restart()
+
+        assert ask(server, "PING") is True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the supervisor in /proc")
+def test_the_server_of_a_supervisor_that_was_killed_is_ended_by_its_owner(
+    tmp_path: Path, server_binary: Path | None
+) -> None:
+    server = EmbeddedServer(data=tmp_path, binary=server_binary)
+    server.start()
+    scratch = server.log_path.parent
+    running = watch(server.pid)
+    os.kill(parent_of(server.pid), signal.SIGKILL)
+
+    server.stop()
+
+    assert wait_gone(running)
+    assert not scratch.exists()
+    with EmbeddedServer(data=tmp_path, binary=server_binary) as after:
+        assert ask(after, "PING") is True
+
+
 def test_without_data_nothing_is_kept(server_binary: Path | None) -> None:
     server = EmbeddedServer(binary=server_binary)
     with server:
@@ -147,7 +193,7 @@ def test_a_data_directory_serves_one_server_at_a_time(
 ) -> None:
     monkeypatch.setattr(embedded, "LOCK_WAIT_S", 0.0)
     with EmbeddedServer(data=tmp_path, binary=server_binary) as server:
-        with pytest.raises(RedisUnavailable, match="in use by another server"):
+        with pytest.raises(RedisUnavailable, match=f"in use by the server of process {os.getpid()}; stop that one"):
             EmbeddedServer(data=tmp_path, binary=server_binary).start()
 
         assert ask(server, "PING") is True

@@ -21,7 +21,7 @@ from tokentape.embedded import EmbeddedServer
 from ..conftest import Environment, command, settings_of, wait_until
 
 WAIT_S = 60.0
-READY = "try, in another terminal: "
+READY = "answers; try, in another terminal: "
 #: Long enough to be in the middle of, whatever else the machine does.
 LONG: dict[str, Any] = {"chunks": 4000, "interval_ms": 50}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import select
 import signal
@@ -11,10 +12,11 @@ import sys
 
 import pytest
 
+from tests.embedded.owner import parent_of
 from tokentape import Client
 
 from ..conftest import Environment, body, command, wait_until
-from .conftest import LONG, WAIT_S, Start, leftovers
+from .conftest import LONG, WAIT_S, Start, leftovers, tokentape
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 
@@ -81,6 +83,32 @@ def test_ctrl_c_while_it_starts_leaves_nothing(start: Start, terminal: Environme
     assert "Traceback" not in "".join(up.log)
     assert wait_until(lambda: not up.processes())
     assert leftovers(terminal) == []
+
+
+def test_sigterm_to_all_of_its_processes_at_once_waits_for_no_stream(start: Start, terminal: Environment) -> None:
+    up = start(env={"TOKENTAPE_GRACE_S": "3600"}).ready()
+    submitted = tokentape(terminal, "submit", "--request", "-", stdin=json.dumps(body("Long", **LONG)))
+    wait_until(lambda: '"running"' in tokentape(terminal, "status", submitted.stdout.strip(), "--json").stdout, WAIT_S)
+
+    for pid in up.processes():
+        os.kill(pid, signal.SIGTERM)
+
+    code, _ = up.finish()
+    assert code == 0
+    assert "Traceback" not in "".join(up.log)
+    assert wait_until(lambda: not up.processes())
+    assert leftovers(terminal) == []
+
+
+def test_a_supervisor_that_is_killed_leaves_no_server(start: Start) -> None:
+    up = start().ready()
+
+    os.kill(parent_of(up.pid_of("server")), signal.SIGKILL)
+
+    code, _ = up.finish()
+    assert code == 1
+    assert up.said("error: the embedded server's supervisor is gone")
+    assert wait_until(lambda: not up.processes())
 
 
 def test_one_that_is_killed_leaves_no_process(start: Start) -> None:

@@ -95,6 +95,26 @@ def test_the_first_of_two_is_the_one_that_is_found(start: Start, terminal: Envir
     assert not first.said("stops")
 
 
+def test_a_folder_without_a_name_is_not_the_one_that_we_are_in(start: Start) -> None:
+    up = start("--data", "")
+
+    assert up.finish() == (2, "")
+    assert "the name of the folder is empty" in up.log[-1]
+
+
+def test_an_upstream_that_a_file_names_is_asked_and_no_simulator(start: Start, tmp_path: Path) -> None:
+    config = tmp_path / "tokentape.toml"
+    config.write_text("[upstreams.default]\n")  # all of it by default: OpenAI's own API
+    up = start("--json", env={"TOKENTAPE_CONFIG": str(config)})
+    up.wait_said("default answers; try, in another terminal: ")
+
+    up.signal(signal.SIGTERM)
+
+    _, out = up.finish()
+    assert json.loads(out)["simulated"] is False
+    assert not up.said("simulator")
+
+
 @pytest.mark.slow
 def test_two_do_not_share_their_data(start: Start, terminal: Environment, tmp_path: Path) -> None:
     data = str(tmp_path / "data")
@@ -105,7 +125,10 @@ def test_two_do_not_share_their_data(start: Start, terminal: Environment, tmp_pa
 
     assert (code, out) == (1, "")
     assert second.said(f"another `tokentape up` runs already: process {first.process.pid}, server at redis://:***@127.")
-    assert second.log[-1] == f"error: the embedded server did not start: {data} is in use by another server\n"
+    assert second.log[-1] == (
+        f"error: the embedded server did not start: {data} is in use by the server of process"
+        f" {first.process.pid}; stop that one, or name another folder\n"
+    )
     assert tokentape(terminal, "status").returncode == 0
 
 
