@@ -31,10 +31,6 @@ from .errors import ConfigError, ExtraMissing, JobError, RedisUnavailable, Token
 from .finder import Finder, finder
 from .printable import printable
 
-_RIGHT_LOGIN: Final = (
-    "give the right user and password in the address, or the password by TOKENTAPE_REDIS_PASSWORD_FILE;"
-)
-
 #: Where the commands of this package are, by the names that they have there, and what help says of them.
 _BUILT_IN: Final = {
     "submit": ("job_commands", "Submit a chat job."),
@@ -250,8 +246,7 @@ def _message(error: click.ClickException | TokentapeError, found: Finder) -> str
     elif isinstance(error, click.ClickException):
         text = error.format_message()
     elif isinstance(error, RedisUnavailable):
-        ask = _RIGHT_LOGIN if error.login_refused else "is the server running?"
-        text = f"{str(error).rstrip('.')}; {ask} looked for it at {_where_redis_was_looked_for(found)}"
+        text = f"{error} (at {_where_redis_was_looked_for(found)})"
     else:
         text = str(error)
     return printable(" ".join(text.split()))
@@ -272,7 +267,7 @@ def _where_redis_was_looked_for(found: Finder) -> str:
             continue
         source = loaded.source(name)
         if source.kind == "default":
-            places.append(f"{shown(url)}, the default (set {ENV_PREFIX}REDIS_URL or start tokentape up)")
+            places.append(f"{shown(url)}, the default: set {ENV_PREFIX}REDIS_URL, or start tokentape up")
         else:
             places.append(f"{shown(url)} from {found.source if source.kind == 'endpoint' else source}")
     return " and ".join(places)

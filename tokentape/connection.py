@@ -6,8 +6,10 @@ Everything that this project sends may be repeated: a reply that was lost is ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import hiredis
@@ -57,18 +59,35 @@ _SILENCE_S: Final = 10.0
 
 def connect(url: str) -> redis.Redis:
     """A blocking client for a URL; it connects when first used. Raises ConfigError for a URL that is none."""
-    try:
-        return redis.Redis.from_url(url, **_options())
-    except ValueError as error:
-        raise ConfigError(f"redis_url: {shown(url)}: {error}") from error
+    with _address_errors(url):
+        client = redis.Redis.from_url(url, **_options())
+        _try_out(client.connection_pool)
+        return client
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:
     """The same for asyncio."""
+    with _address_errors(url):
+        client = redis.asyncio.Redis.from_url(url, **_options(for_asyncio=True))
+        _try_out(client.connection_pool)
+        return client
+
+
+@contextlib.contextmanager
+def _address_errors(url: str) -> Iterator[None]:
     try:
-        return redis.asyncio.Redis.from_url(url, **_options(for_asyncio=True))
+        yield
+    except TypeError as error:  # of the connection's class, for what stands in the query
+        name = re.search(r"argument '(\w+)'", str(error))
+        what = f"{name[1]!r}" if name else "of such a name"
+        raise ConfigError(f"{shown(url)}: redis-py has no parameter {what} for it") from error
     except ValueError as error:
-        raise ConfigError(f"redis_url: {shown(url)}: {error}") from error
+        raise ConfigError(f"{shown(url)}: {error}") from error
+
+
+def _try_out(pool: Any) -> None:
+    """Make a connection, and open none: a pool does that with its first command, far from whoever set the address."""
+    pool.connection_class(**pool.connection_kwargs)
 
 
 def _options(*, for_asyncio: bool = False) -> dict[str, Any]:
@@ -193,8 +212,32 @@ class AsyncServer:
 def unavailable(error: Exception) -> RedisUnavailable:
     """What a server's trouble is to a caller who can wait no longer."""
     refused = isinstance(error, AuthenticationError)
-    what = "Redis refuses the login" if refused else "Redis does not answer"
-    return RedisUnavailable(f"{what}: {str(error).rstrip('.') or type(error).__name__}", login_refused=refused)
+    if refused:
+        said = (
+            f"Redis refuses the login: {_words(error)}; give the right user and password in the address, or the"
+            " password by TOKENTAPE_REDIS_PASSWORD_FILE"
+        )
+    elif isinstance(error, ReadOnlyError):
+        said = "Redis is a read-only replica here; name the primary"
+    elif isinstance(error, BusyLoadingError):
+        said = "Redis is still loading its data; try again soon"
+    else:
+        said = f"Redis does not answer: {_words(error)}; is the server running?"
+    return RedisUnavailable(said, login_refused=refused)
+
+
+def refused(error: Exception) -> TokentapeError:
+    """What a server's refusal is to a caller, where repeating does not mend it."""
+    if isinstance(error, OutOfMemoryError):
+        return TokentapeError(
+            "Redis has no memory left: raise its maxmemory, or wait until tapes expire (TOKENTAPE_RETENTION_S)"
+        )
+    return TokentapeError(f"Redis refused: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    """What the server said, without the place in one of our scripts where it said it."""
+    return str(error).partition(" script: ")[0].rstrip(".") or type(error).__name__
 
 
 def silence_s() -> float:
@@ -210,8 +253,8 @@ class Patience:
         self._pause_s = 0.02
 
     def pause_s(self, error: Exception) -> float:
-        """How long to wait before the next try. Raises RedisUnavailable when there is none."""
-        if time.monotonic() + self._pause_s >= self._until:
+        """How long to wait before the next try. Raises RedisUnavailable when there is none, as for a wrong password."""
+        if time.monotonic() + self._pause_s >= self._until or isinstance(error, AuthenticationError):
             raise unavailable(error) from error
         self._pause_s = min(0.25, self._pause_s * 2)
         return self._pause_s
@@ -228,7 +271,7 @@ def patiently(call: Callable[[], T], wait_s: float, on_trouble: Callable[[], Non
             return call()
         except (RedisError, OSError) as error:
             if not passing(error):
-                raise TokentapeError(f"Redis refused: {error}") from error
+                raise refused(error) from error
             if on_trouble is not None:
                 on_trouble()
             time.sleep(patience.pause_s(error))
@@ -244,7 +287,7 @@ async def patiently_async(
             return await call()
         except (RedisError, OSError) as error:
             if not passing(error):
-                raise TokentapeError(f"Redis refused: {error}") from error
+                raise refused(error) from error
             if on_trouble is not None:
                 on_trouble()
             await asyncio.sleep(patience.pause_s(error))

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from .errors import ConfigError
 from .finder import found
@@ -43,11 +44,30 @@ DEFAULT_BASE_URLS: Final = {
     "gemini": "https://generativelanguage.googleapis.com",
 }
 
-Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
-Bytes = Annotated[int, Field(ge=1024)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_switch(value: Any) -> Any:
+    """pydantic takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _named(value: Any) -> Any:
+    """An empty name, as of a variable that is set to nothing, would be the folder that we are in."""
+    if value == "":
+        raise ValueError("must not be empty; leave it away instead")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_switch)]
+Whole = Annotated[int, BeforeValidator(_no_switch)]
+Seconds = Annotated[Number, Field(gt=0, le=30 * 86_400)]
+Bytes = Annotated[Whole, Field(ge=1024)]
+Count = Annotated[Whole, Field(ge=1)]
+File = Annotated[Path, BeforeValidator(_named)]
 
 _SERVER_SCHEMES: Final = ("redis", "rediss", "unix")
+_QUOTING: Final = "in a password, each / : @ # ? % is written as % and two hex digits"
 
 
 def _server_address(url: str) -> str:
@@ -55,14 +75,20 @@ def _server_address(url: str) -> str:
     if not separator:
         hint = f"; did you mean redis://{url}?" if url and "@" not in url and "?" not in url else ""
         raise ValueError(f"must begin with redis://, rediss:// (TLS) or unix://{hint}")
-    if scheme not in _SERVER_SCHEMES or not rest:
+    if scheme not in _SERVER_SCHEMES:
         raise ValueError(f"must begin with redis://, rediss:// (TLS) or unix://{nearest(scheme, _SERVER_SCHEMES)}")
+    if not rest:
+        raise ValueError(f"names no server, as {scheme}://127.0.0.1:6379/0 does")
     try:
-        _ = urlsplit(url).port
+        parts = urlsplit(url)
+        _ = parts.port
+        (parts.hostname or "").encode("idna")
+    except UnicodeError:
+        raise ValueError("its host is not a name that there can be") from None
     except ValueError:
-        raise ValueError(
-            "its port is not a number up to 65535 (in a password, each / : @ # ? % is written as % and two hex digits)"
-        ) from None
+        raise ValueError(f"its port is not a number up to 65535 ({_QUOTING})") from None
+    if scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
+        raise ValueError(f"behind the host stands nothing but the number of a database, as in /0 ({_QUOTING})")
     return url
 
 
@@ -160,14 +186,14 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     #: The server of the tapes; unset, that of the queue.
     tape_url: ServerAddress | None = None
     #: File that holds the password for those of the two URLs that hold none; read at the start, white space stripped.
-    redis_password_file: Path | None = None
+    redis_password_file: File | None = None
     #: Prefixes every key and every queue.
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "tokentape"
     #: How long a call to Redis is tried again before RedisUnavailable.
     redis_wait_s: Seconds = 5.0
 
     #: Streams at once in one worker process.
-    concurrency: Annotated[int, Field(ge=1, le=100_000)] = 256
+    concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 256
     #: A worker that has not renewed for this long is dead to the others.
     lease_s: Seconds = 5.0
     #: How often a worker renews; unset, 0.3 of the lease.
@@ -175,11 +201,11 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     #: How often each worker looks for dead workers, due retries and overdue jobs.
     sweep_s: Seconds = 1.0
     #: How long a stopping worker lets its streams finish.
-    grace_s: Annotated[float, Field(ge=0, le=86_400)] = 30.0
+    grace_s: Annotated[Number, Field(ge=0, le=86_400)] = 30.0
     #: How long an acknowledged job is watched, so that an end that a failover lost is noticed.
     settle_s: Seconds = 10.0
     #: A wait before a retry that is longer than this gives the slot back.
-    hold_s: Annotated[float, Field(ge=0, le=3_600)] = 3.0
+    hold_s: Annotated[Number, Field(ge=0, le=3_600)] = 3.0
     #: The longest wait that an upstream's Retry-After may ask for.
     max_retry_after_s: Seconds = 120.0
 
@@ -200,7 +226,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     reader_buffer_bytes: Bytes = 4 * 1024 * 1024
 
     #: Where a worker says each second that it lives, for the probe `python -m tokentape_worker.health`; unset, nowhere.
-    health_file: Path | None = None
+    health_file: File | None = None
     #: What a service logs: this and what is more serious.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: How a service logs: `auto` is text on a terminal and JSON elsewhere.
@@ -283,9 +309,9 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Loaded:
     endpoint = found(environ, values)
     values |= endpoint
     sources |= dict.fromkeys(endpoint, Source("endpoint", "`tokentape up`"))
-    if not values.get("upstreams"):
+    if values.get("upstreams") in (None, {}):
         values["upstreams"] = {"default": _upstream_from(env, sources)}
-    if file_of_password := values.get("redis_password_file"):
+    if (file_of_password := values.get("redis_password_file")) and isinstance(file_of_password, str | Path):
         password = read_secret(str(sources["redis_password_file"]), file_of_password)
         values["redis_url"] = with_password(values.get("redis_url", DEFAULT_REDIS_URL), password)
         values["tape_url"] = with_password(values.get("tape_url"), password)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+import redis
 
 from tokentape import cli, exit_codes
 from tokentape.embedded import EmbeddedServer
@@ -51,10 +52,41 @@ def test_a_refused_login_is_told_as_such(run: Run, server_binary: Path | None, l
 
     assert outcome.code == 5
     assert outcome.err.startswith("error: Redis refuses the login: ")
+    assert (
+        f"(at redis://{'nobody:***@' if login.startswith('n') else ':***@' if login else ''}{address} from"
+        in outcome.err
+    )
     assert "TOKENTAPE_REDIS_PASSWORD_FILE" in outcome.err
     assert "is the server running" not in outcome.err
     assert "wr0ng" not in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("query", ["?foo=bar", "?ssl_ca_certs=x"])
+def test_a_parameter_that_no_connection_has_is_a_wrong_setting(run: Run, query: str) -> None:
+    outcome = run("status", env={"TOKENTAPE_REDIS_URL": f"redis://127.0.0.1:1/0{query}"})
+
+    assert outcome.code == 2
+    assert "redis-py has no parameter" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_replica_is_told_as_one(run: Run, server_binary: Path | None) -> None:
+    with EmbeddedServer(binary=server_binary) as server, redis.Redis.from_url(server.url) as admin:
+        admin.replicaof("127.0.0.1", "1")
+
+        outcome = run("submit", "Hi", env={"TOKENTAPE_REDIS_URL": server.url, "TOKENTAPE_REDIS_WAIT_S": "0.05"})
+
+    assert outcome.code == 5
+    assert outcome.err.startswith("error: Redis is a read-only replica here; name the primary (at redis://127.0.0.1:")
+
+
+def test_memory_that_is_full_is_told_as_such(run: Run, server_binary: Path | None) -> None:
+    with EmbeddedServer(binary=server_binary, config={"maxmemory": "100kb"}) as server:
+        outcome = run("submit", "Hi", env={"TOKENTAPE_REDIS_URL": server.url})
+
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: Redis has no memory left: ")
 
 
 @pytest.mark.parametrize(

@@ -157,8 +157,29 @@ def test_a_worker_process_tells_systemd_when_it_takes_jobs_and_when_it_stops(
         pass
     assert stack.client().overview().workers
     worker.signal(signal.SIGTERM)
+    while b"STOPPING=1" not in notices.recv(1024):
+        pass
 
     assert worker.wait() == 0
+
+
+def test_a_worker_that_has_ended_is_not_ready_whatever_the_time(stack: Stack, file: Path) -> None:
+    worker = stack.worker_process(TOKENTAPE_HEALTH_FILE=str(file))
+    wait_until(lambda: verdict(file, "ready", time.monotonic()) is None)
+
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+
+    assert json.loads(file.read_text())["ready"] is False
+
+
+def test_systemd_is_told_also_where_the_file_cannot_be_written(notices: socket.socket, tmp_path: Path) -> None:
+    health = Health(tmp_path / "no such folder" / "health", notices.getsockname())
+
+    with pytest.raises(OSError, match="No such file"):
+        health.tell(ready=True, stopping=False)
+
+    assert notices.recv(1024) == b"READY=1\nWATCHDOG=1"
 
 
 def test_a_health_file_that_cannot_be_written_stops_no_worker(stack: Stack, tmp_path: Path) -> None:

@@ -68,6 +68,13 @@ def test_the_password_is_for_the_tapes_server_too_and_for_the_default_address(
             assert (got["host"], got["password"]) == (host, password)
 
 
+def test_an_address_that_is_none_is_refused_also_where_a_password_is_to_go_into_it(password_file: str) -> None:
+    environment = {"TOKENTAPE_REDIS_URL": "redis://[::1", "TOKENTAPE_REDIS_PASSWORD_FILE": password_file}
+
+    with pytest.raises(ConfigError, match="TOKENTAPE_REDIS_URL: "):
+        Settings.load(environment)
+
+
 def test_without_a_tape_url_the_tapes_stay_on_the_queues_server(password_file: str) -> None:
     settings = Settings.load({"TOKENTAPE_REDIS_PASSWORD_FILE": password_file})
 

@@ -49,10 +49,12 @@ class Health:
 
     def tell(self, *, ready: bool, stopping: bool) -> None:
         """Say it now. Raises OSError where the file or the socket cannot be written; the next time may succeed."""
-        if self._file is not None:
-            _replace(self._file, json.dumps({"at_s": time.monotonic(), "pid": os.getpid(), "ready": ready}))
-        if self._notices:
-            self._notify(self._notices, "STOPPING=1" if stopping else "READY=1" if ready else "")
+        try:
+            if self._notices:
+                self._notify(self._notices, "STOPPING=1" if stopping else "READY=1" if ready else "")
+        finally:
+            if self._file is not None:
+                _replace(self._file, json.dumps({"at_s": time.monotonic(), "pid": os.getpid(), "ready": ready}))
 
     def _notify(self, socket_path: str, state: str) -> None:
         """systemd's protocol: see sd_notify(3). A state is said once, where it is new."""

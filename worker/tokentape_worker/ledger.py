@@ -16,8 +16,12 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
+
 from tokentape.connection import TRANSIENT, Server, passing
 from tokentape.scripts import Command
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("tokentape.worker")
 
 #: Commands in one pipeline at most: bounds how long the server is busy with one worker.
 _MOST: Final = 1000
@@ -42,6 +46,7 @@ class Ledger:
         self._server = server
         self._asks: queue.SimpleQueue[_Ask | None] = queue.SimpleQueue()
         self._closed = threading.Event()
+        self._troubled = False
         self._thread = threading.Thread(target=self._work, name="tokentape-ledger", daemon=True)
         self._thread.start()
 
@@ -72,6 +77,7 @@ class Ledger:
             try:
                 replies = self._server.run_all([command for ask in pending for command in ask.commands])
             except TRANSIENT as error:
+                self._tell(error)
                 pending = self._after_trouble(pending, error)
                 self._closed.wait(0.1)
                 continue
@@ -83,7 +89,18 @@ class Ledger:
             pending = [] if self._closed.is_set() else [ask for ask, outcome in outcomes if _again(ask, outcome)]
             _settle([(ask, outcome) for ask, outcome in outcomes if ask not in pending])
             if pending:
+                self._tell(next(outcome for ask, outcome in outcomes if ask in pending))
                 self._closed.wait(0.1)
+            else:
+                self._tell(None)
+
+    def _tell(self, trouble: Exception | None) -> None:
+        """Say once that the server is in trouble, and that it is so no more."""
+        if trouble is not None and not self._troubled:
+            log.warning("server in trouble, to be repeated", error=str(trouble) or type(trouble).__name__)
+        elif trouble is None and self._troubled:
+            log.info("server answers again")
+        self._troubled = trouble is not None
 
     def _gather(self, *, block: bool) -> list[_Ask]:
         asks: list[_Ask] = []

@@ -135,7 +135,7 @@ class Worker(BaseWorker):
         """A command of RQ's (`rq.command.send_stop_job_command`, …). Called in RQ's pubsub thread."""
         payload = parse_payload(message)
         if payload.get("command") == "shutdown":
-            os.kill(os.getpid(), signal.SIGTERM)
+            self.request_stop()
         elif payload.get("command") in ("stop-job", "stop-execution") and payload.get("job_id"):
             self.on_stop_job(str(payload["job_id"]))
 
@@ -391,13 +391,17 @@ class _Service:
 
     async def _tell_health(self) -> None:
         health = Health.of(self._settings.health_file, os.environ)
+        stopping = False
         while health.wanted:
-            stopping = self._stopping.is_set()
             try:
                 health.tell(ready=self._lease.held and not stopping, stopping=stopping)
             except OSError as error:
                 log.warning("health cannot be told", error=str(error))
-            await asyncio.sleep(EVERY_S)
+            # A stop is told at once: it may be over before the next second is.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await (asyncio.sleep(2 * EVERY_S) if stopping else self._stopping.wait())
+            stopping = self._stopping.is_set()
 
     def _beat(self, busy: bool) -> None:
         self._worker.heartbeat(_PRESENCE_TTL_S)
