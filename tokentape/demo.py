@@ -263,6 +263,21 @@ def read_prompts(path: Path, engine: Engine) -> list[Stream]:
 # ---- what comes out
 
 
+def check_results(path: Path) -> None:
+    """Raise ConfigError where the results cannot be written, or would replace a file that no demo has written."""
+    there = path.exists()
+    try:
+        with path.open("r+" if there else "x", encoding="utf-8") as file:
+            first = file.readline(1024) if there else ""
+        if not there:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no demo has written it"
+        raise ConfigError(f"--out: {path} cannot be written ({reason})") from error
+    if first and not first.startswith('{"number": 1, "job_id": '):
+        raise ConfigError(f"--out: {path} is there, and no demo has written it; name another file with --out")
+
+
 def write_results(path: Path, streams: Sequence[Stream]) -> None:
     """One JSON object for each prompt, in their order."""
     with path.open("w", encoding="utf-8") as file:

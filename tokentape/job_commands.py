@@ -17,12 +17,14 @@ import click
 
 from .chunk import ChatCompletionChunk
 from .client import DEFAULT_WAIT_S, Client
+from .completion import ChatCompletion
 from .errors import InvalidRequest, RedisUnavailable
 from .job import DEFAULT_TIMEOUT_S, PRIORITIES, parse_request
 from .live import Live
 from .operations import failure
 from .tables import job_table, overview_table
 from .tape import AttemptData, EndData, Entry, Position
+from .waiting import Waiting
 
 Format = Literal["text", "chunks", "entries"]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -136,7 +138,7 @@ def submit(  # noqa: PLR0917 - click passes all by name
         with _said_when_interrupted(job.id):
             click.echo(json.dumps({"id": job.id}) if as_json else job.id, err=follows)
             if follows:
-                _follow(client, job.id, None, "entries" if as_json else "text", DEFAULT_WAIT_S)
+                _follow(client, job.id, None, "entries" if as_json else "text", DEFAULT_WAIT_S, as_json=as_json)
 
 
 def _body(prompt: str | None, model: str | None, params: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +193,7 @@ def follow(job_id: str, after: str | None, format_: Format | None, wait_s: float
     if as_json and format_ == "text":
         raise click.UsageError("--json gives entries, or chunks with --format chunks; text is not JSON")
     with Client() as client, _said_when_interrupted(job_id):
-        _follow(client, job_id, after, format_ or ("entries" if as_json else "text"), wait_s)
+        _follow(client, job_id, after, format_ or ("entries" if as_json else "text"), wait_s, as_json=as_json)
 
 
 @click.command()
@@ -206,9 +208,13 @@ def result(job_id: str, wait_s: float, as_json: bool) -> None:
       tokentape result job_3f…
       tokentape result job_3f… --wait 0 --json | jq .usage
     """
-    with Client() as client:
+    with Client() as client, Waiting(client, job_id, _nothing if as_json else _note):
         completion = client.result(job_id, wait_s)
-    click.echo(completion.model_dump_json(exclude_unset=True) if as_json else completion.text)
+    if as_json:
+        click.echo(completion.model_dump_json(exclude_unset=True))
+        return
+    click.echo(completion.text)
+    _note_what_is_not_text(completion)
 
 
 @click.command()
@@ -273,7 +279,22 @@ def _watch(client: Client, job_id: str | None, as_json: bool) -> None:
         live.show(text)
 
 
-def _follow(client: Client, job_id: str, after: str | None, format_: Format, wait_s: float) -> None:
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
+
+
+def _nothing(_text: str) -> None:
+    """With --json stderr holds errors alone."""
+
+
+def _note_what_is_not_text(completion: ChatCompletion) -> None:
+    calls = sum(len(choice.message.tool_calls or ()) for choice in completion.choices[:1])
+    for count, what in ((calls, "tool calls"), (len(completion.choices) - 1, "more choices")):
+        if count > 0:
+            _note(f"not shown here: {what} ({count}); tokentape result --json has them")
+
+
+def _follow(client: Client, job_id: str, after: str | None, format_: Format, wait_s: float, *, as_json: bool) -> None:
     """Print a tape in one of the formats. Raises JobFailed, JobCancelled, JobExpired once its end is printed."""
     if after is None and format_ == "text":
         attempts = client.status(job_id).attempts
@@ -281,13 +302,19 @@ def _follow(client: Client, job_id: str, after: str | None, format_: Format, wai
     else:
         start = Position.parse("0-0" if after is None else after)
     end: EndData | None = None
-    with _Printed(format_, in_attempt=start.seq > 0) as printed:
+    with (
+        _Printed(format_, in_attempt=start.seq > 0) as printed,
+        Waiting(client, job_id, _nothing if as_json else printed.note) as waiting,
+    ):
         for entry in client.follow(job_id, start, wait_s):
+            waiting.moved()
             printed.add(entry)
             if isinstance(entry.data, EndData):
                 end = entry.data
     if end is not None and end.status != "completed":
         raise failure(job_id, end)
+    if end is not None and format_ == "text":
+        _note_what_is_not_text(client.result(job_id, 0))
 
 
 class _Printed:
@@ -320,6 +347,12 @@ class _Printed:
             click.echo(b'{"id":"%s","kind":"%s","data":%s}' % (entry.id.encode(), entry.kind.encode(), entry.raw))
         elif isinstance(data, ChatCompletionChunk):
             self._add_chunk(entry.raw, data)
+
+    def note(self, text: str) -> None:
+        """On a terminal, where stdout and stderr are one, on a line of its own."""
+        if sys.stdout.isatty():
+            self._close_line()
+        _note(text)
 
     def _add_chunk(self, raw: bytes, chunk: ChatCompletionChunk) -> None:
         if self._format == "chunks":

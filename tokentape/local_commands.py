@@ -112,8 +112,7 @@ def demo(  # noqa: PLR0917 - click passes all by name
     from .demo_engines import ENGINES  # noqa: PLC0415
     from .demo_view import View  # noqa: PLC0415
 
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise click.BadParameter(f"{out.absolute().parent} is not a folder that can be written to", param_hint="--out")
+    running.check_results(out)
     view = View(sys.stderr if as_json else sys.stdout)
     answering = ENGINES[engine](running.clean_environment())
     run = running.Demo(answering, running.read_prompts(prompts or running.PROMPTS, answering), view, kills=not no_kill)

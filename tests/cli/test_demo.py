@@ -139,6 +139,16 @@ def test_an_answer_that_is_not_exact_is_named_and_is_exit_code_1(start: Any, pro
     assert "exact answers  4 of 5" in errors
 
 
+def test_a_file_that_is_not_its_own_is_left_alone(run: Run, out: Path) -> None:
+    out.write_text("precious\n")
+
+    outcome = run("demo", "--out", str(out))
+
+    assert outcome.code == 2
+    assert "is there, and no demo has written it; name another file with --out" in outcome.err
+    assert out.read_text() == "precious\n"
+
+
 @pytest.mark.parametrize("moment", ["server: ", "submitted 4 jobs", "worker 1 killed"])
 def test_ctrl_c_at_any_moment_leaves_no_process(start: Any, out: Path, moment: str) -> None:
     demo = start()
@@ -186,7 +196,7 @@ def test_a_folder_that_is_not_there_is_told_before_anything_runs(run: Run, promp
     outcome = run("demo", "--prompts", str(prompts), "--out", str(tmp_path / "nowhere" / "out.jsonl"))
 
     assert outcome.code == 2
-    assert "nowhere is not a folder that can be written to" in outcome.err
+    assert "nowhere/out.jsonl cannot be written (No such file or directory)" in outcome.err
 
 
 def test_the_real_api_is_asked_only_with_a_key(run: Run, prompts: Path, out: Path) -> None:
