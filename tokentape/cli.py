@@ -174,7 +174,7 @@ def tokentape(ctx: click.Context) -> None:
       tokentape submit "Why is the sky blue?" --follow
       tokentape status
     """
-    if os.environ.get("NO_COLOR"):  # https://no-color.org: set, and not empty
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":  # https://no-color.org: set, and not empty
         ctx.color = False
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

@@ -62,7 +62,11 @@ def default_path() -> Path:
     usual = Path(f"/run/user/{user}")
     if usual.is_dir():  # a shell without a login session, as after su
         return usual / "tokentape" / FILE_NAME
-    return Path(tempfile.gettempdir(), f"tokentape-{user}", FILE_NAME)
+    try:
+        scratch = tempfile.gettempdir()
+    except FileNotFoundError:  # nothing can be written anywhere; there may be something to read all the same
+        scratch = "/tmp"  # noqa: S108 - believed only where nobody else can touch it
+    return Path(scratch, f"tokentape-{user}", FILE_NAME)
 
 
 class Publication:

@@ -44,6 +44,14 @@ def test_what_does_not_fit_a_terminal_is_cut(monkeypatch: pytest.MonkeyPatch) ->
     assert out.getvalue() == "a line th\x1b[K\nb\x1b[K\n\x1b[J"
 
 
+def test_wide_characters_take_two_cells_and_combining_ones_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((6, 9)))
+    out = Terminal()
+    Live(out).show("東京東京\ne\u0301e\u0301e\u0301e\u0301e\u0301e\u0301")
+    assert out.getvalue() == "東京\x1b[K\n" + 5 * "e\u0301" + "\x1b[K\n\x1b[J"
+
+
 def test_elsewhere_texts_stand_one_below_the_other() -> None:
     out = io.StringIO()
     live = Live(out)

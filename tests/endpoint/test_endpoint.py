@@ -214,8 +214,15 @@ def test_it_stands_in_the_runtime_folder_or_else_among_temporary_files(
     monkeypatch.setattr("tokentape.endpoint.tempfile.gettempdir", lambda: "/temporary")
     elsewhere = endpoint.default_path()
 
+    def none() -> str:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr("tokentape.endpoint.tempfile.gettempdir", none)
+    nowhere = endpoint.default_path()
+
     assert in_runtime == tmp_path / "tokentape" / "endpoint.json"
     assert elsewhere == Path("/temporary/tokentape-987654321/endpoint.json")
+    assert nowhere == Path("/tmp/tokentape-987654321/endpoint.json")
 
 
 # ---- the settings

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from typing import Any
 
 import pytest
+import structlog
 
 from tokentape import AsyncClient, Client, ConfigError, ExtraMissing, JobFailed, JobNotFound, Restarted
 from tokentape.embedded import EmbeddedServer
@@ -186,3 +188,20 @@ def test_a_quiet_worker_prints_nothing(tokentape_stack: Stack, capsys: pytest.Ca
     tokentape_stack.stop_worker()
 
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("tokentape_stack")
+def test_a_workers_traceback_tells_of_no_values(capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = f"a prompt {uuid.uuid4().hex}"
+
+    def fail(asked: str) -> None:
+        raise ValueError(len(asked))
+
+    try:
+        fail(prompt)
+    except ValueError as error:
+        structlog.get_logger("tokentape.worker").error("run failed", exc_info=error)
+
+    said = capsys.readouterr().out
+    assert "ValueError" in said
+    assert prompt not in said

@@ -118,7 +118,12 @@ class _Quiet:
             cls._workers += 1
             if not structlog.is_configured():
                 number: Any = logging.getLevelNamesMapping()[level.upper()]
-                structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+                # Its own renderer would print the locals of a traceback, where rich is installed: prompts, and keys.
+                plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+                structlog.configure(
+                    wrapper_class=structlog.make_filtering_bound_logger(number),
+                    processors=[*structlog.get_config()["processors"][:-1], plain],
+                )
                 cls._ours = True
 
     @classmethod

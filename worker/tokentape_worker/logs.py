@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from typing import Any, TextIO, cast
 
 import structlog
 
 from tokentape.log_writer import LogWriter
+from tokentape.process_log import wants_colours
 from tokentape.settings import Settings
 
 
 def configure(settings: Settings) -> LogWriter:
     """Set structlog up for a service, once, before it starts. -> what is to be closed at the end"""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    terminal = sys.stderr.isatty()
-    text = settings.log_format == "text" or (settings.log_format == "auto" and terminal)
+    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer()
     if text:
-        renderer = structlog.dev.ConsoleRenderer(colors=terminal and not os.environ.get("NO_COLOR"))
+        renderer = structlog.dev.ConsoleRenderer(colors=wants_colours(sys.stderr))
     writer = LogWriter(sys.stderr, told=lambda count: _told(count, text=text))
     structlog.configure(
         processors=[
