@@ -23,14 +23,25 @@ A caller can always tell "ended badly" (JobError) from "not known yet" (ResultTi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .job import ErrorInfo
 
 
 class TokentapeError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base of every error that this library raises on purpose. They can be pickled, and so cross processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own calls the class with the message alone, and the classes below are made of more than that.
+        return _rebuilt, (type(self), self.args), self.__dict__
+
+
+def _rebuilt(kind: type[TokentapeError], args: tuple[Any, ...]) -> TokentapeError:
+    """An error with its message. Not by its own __init__, which would make the message anew."""
+    error = kind.__new__(kind)
+    super(TokentapeError, error).__init__(*args)
+    return error
 
 
 class InvalidRequest(TokentapeError, ValueError):
