@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 import redis.asyncio
@@ -19,7 +20,7 @@ from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Overview, Steps
 from .reader import OnRestart, Reader, TextPieces, newest_attempt
 from .settings import Settings
-from .tape import START, Entry, Position
+from .tape import START, Entry, Position, Tape
 
 T = TypeVar("T")
 
@@ -127,7 +128,7 @@ class AsyncClient(ClientBase):
         await self._submit([job], fresh=idempotency_key is None, durable=durable)
         return AsyncJob(self, job.id)
 
-    async def submit_many(self, requests: Requests, **options: Unpack[JobOptions]) -> AsyncIterator[AsyncJob]:
+    async def submit_many(self, requests: Requests, **options: Unpack[JobOptions]) -> AsyncGenerator[AsyncJob, None]:
         """Enqueue many jobs, a few hundred in one round trip, and yield their handles as each batch stands.
 
         `requests` may be an async iterable. Items are request bodies, or ChatJobs where ids matter; `options`
@@ -153,15 +154,19 @@ class AsyncClient(ClientBase):
         """A handle on a job. Asks no server."""
         return AsyncJob(self, job_id)
 
-    async def follow(
+    def follow(
         self, job_id: str, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S
-    ) -> AsyncIterator[Entry]:
+    ) -> AsyncGenerator[Entry, None]:
         """The entries after a cursor, as they come; stops after the end.
 
         `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
-        Raises JobNotFound at once, BadCursor, CorruptTape, ResultTimeout after `wait_s` seconds, RedisUnavailable.
+        Raises BadCursor at the call, which asks no server, and JobNotFound there for what is no job id; with the
+        entries JobNotFound at once, CorruptTape, RedisUnavailable, ResultTimeout after `wait_s` seconds.
+        `async with contextlib.aclosing(client.follow(…))` ends it early.
         """
-        reader = Reader(self._operations, job_id, after)
+        return self._follow(Reader(self._operations, job_id, after), wait_s)
+
+    async def _follow(self, reader: Reader, wait_s: float) -> AsyncGenerator[Entry, None]:
         until = time.monotonic() + wait_s
         patience_s = min(self.settings.redis_wait_s, wait_s)
         while True:
@@ -176,12 +181,13 @@ class AsyncClient(ClientBase):
             if reader.ended:
                 return
             if not reader.behind:
-                async for entry in self._listen(reader, until, wait_s):
-                    yield entry
+                async with contextlib.aclosing(self._listen(reader, until, wait_s)) as heard:
+                    async for entry in heard:
+                        yield entry
                 if reader.ended:
                     return
 
-    async def _listen(self, reader: Reader, until: float, wait_s: float) -> AsyncIterator[Entry]:
+    async def _listen(self, reader: Reader, until: float, wait_s: float) -> AsyncGenerator[Entry, None]:
         """What the hub hands over, until its feed closes or nothing comes for a while."""
         feed, event = await self._hub.join(reader.tape, reader.position)
         try:
@@ -209,20 +215,23 @@ class AsyncClient(ClientBase):
         if feed.closed == "closed":
             raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
 
-    async def text(
+    def text(
         self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """The text of one choice, as it arrives, from the newest attempt on.
 
         Where an attempt starts over after text was given, Restarted is raised; `on_restart="skip"` goes on with the
         new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
-        Safe to repeat: it begins anew.
+        Safe to repeat: it begins anew. `async with contextlib.aclosing(client.text(…))` ends it early.
         """
-        start = await self._drive(newest_attempt(self._operations, job_id))
-        pieces = TextPieces(job_id, choice, on_restart)
-        async for entry in self.follow(job_id, start, wait_s):
-            if text := pieces.of(entry):
-                yield text
+        return self._text(self._operations.tape(job_id), TextPieces(job_id, choice, on_restart), wait_s)
+
+    async def _text(self, at: Tape, pieces: TextPieces, wait_s: float) -> AsyncGenerator[str, None]:
+        start = await self._drive(newest_attempt(self._operations, at))
+        async with contextlib.aclosing(self.follow(at.job_id, start, wait_s)) as entries:
+            async for entry in entries:
+                if text := pieces.of(entry):
+                    yield text
 
     async def result(self, job_id: str, wait_s: float = DEFAULT_WAIT_S) -> ChatCompletion:
         """The assembled completion, waited for.
@@ -243,7 +252,7 @@ class AsyncClient(ClientBase):
 
         Raises JobNotFound, CorruptTape, RedisUnavailable. Safe to repeat.
         """
-        start = await self._drive(newest_attempt(self._operations, job_id))
+        start = await self._drive(newest_attempt(self._operations, self._operations.tape(job_id)))
         return await self._drive(self._operations.partial(job_id, start.attempt))
 
     async def status(self, job_id: str) -> JobView:
@@ -295,11 +304,11 @@ class AsyncJob:
 
     def text(
         self, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """The text of one choice, as it arrives: see AsyncClient.text, also for what it raises."""
         return self._client.text(self.id, choice=choice, on_restart=on_restart, wait_s=wait_s)
 
-    def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> AsyncIterator[Entry]:
+    def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> AsyncGenerator[Entry, None]:
         """The entries after a cursor, as they come, to the end: see AsyncClient.follow, also for what it raises."""
         return self._client.follow(self.id, after, wait_s)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, Unpack
 
 import redis
@@ -26,7 +26,7 @@ from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Operations, Overview, Steps
 from .reader import OnRestart, Reader, TextPieces, newest_attempt
 from .settings import Settings
-from .tape import START, Entry, Position
+from .tape import START, Entry, Position, Tape
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ class Client(ClientBase):
 
     def submit_many(
         self, requests: Iterable[ChatJob | Mapping[str, Any]], **options: Unpack[JobOptions]
-    ) -> Iterator[Job]:
+    ) -> Generator[Job, None, None]:
         """Enqueue many jobs, a few hundred in one round trip, and yield their handles as each batch stands.
 
         Items are request bodies, or ChatJobs where ids matter; `options` (priority, upstream, tenant, metadata,
@@ -214,13 +214,19 @@ class Client(ClientBase):
         """A handle on a job. Asks no server."""
         return Job(self, job_id)
 
-    def follow(self, job_id: str, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> Iterator[Entry]:
+    def follow(
+        self, job_id: str, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S
+    ) -> Generator[Entry, None, None]:
         """The entries after a cursor, as they come; stops after the end.
 
         `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
-        Raises JobNotFound at once, BadCursor, CorruptTape, ResultTimeout after `wait_s` seconds, RedisUnavailable.
+        Raises BadCursor at the call, which asks no server, and JobNotFound there for what is no job id; with the
+        entries JobNotFound at once, CorruptTape, RedisUnavailable, ResultTimeout after `wait_s` seconds.
+        Closing the generator ends it early.
         """
-        reader = Reader(self._operations, job_id, after)
+        return self._follow(Reader(self._operations, job_id, after), wait_s)
+
+    def _follow(self, reader: Reader, wait_s: float) -> Generator[Entry, None, None]:
         until = time.monotonic() + wait_s
         patience_s = min(self.settings.redis_wait_s, wait_s)
         while True:
@@ -238,7 +244,7 @@ class Client(ClientBase):
                 if reader.ended:
                     return
 
-    def _listen(self, reader: Reader, until: float, wait_s: float) -> Iterator[Entry]:
+    def _listen(self, reader: Reader, until: float, wait_s: float) -> Generator[Entry, None, None]:
         """What the hub hands over, until its feed closes or nothing comes for a while."""
         feed, event = self._current_hub().join(reader.tape, reader.position)
         try:
@@ -264,16 +270,18 @@ class Client(ClientBase):
 
     def text(
         self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The text of one choice, as it arrives, from the newest attempt on.
 
         Where an attempt starts over after text was given, Restarted is raised; `on_restart="skip"` goes on with the
         new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
-        Safe to repeat: it begins anew.
+        Safe to repeat: it begins anew. Closing the generator ends it early.
         """
-        start = self._drive(newest_attempt(self._operations, job_id))
-        pieces = TextPieces(job_id, choice, on_restart)
-        for entry in self.follow(job_id, start, wait_s):
+        return self._text(self._operations.tape(job_id), TextPieces(job_id, choice, on_restart), wait_s)
+
+    def _text(self, at: Tape, pieces: TextPieces, wait_s: float) -> Generator[str, None, None]:
+        start = self._drive(newest_attempt(self._operations, at))
+        for entry in self.follow(at.job_id, start, wait_s):
             if text := pieces.of(entry):
                 yield text
 
@@ -296,7 +304,7 @@ class Client(ClientBase):
 
         Raises JobNotFound, CorruptTape, RedisUnavailable. Safe to repeat.
         """
-        start = self._drive(newest_attempt(self._operations, job_id))
+        start = self._drive(newest_attempt(self._operations, self._operations.tape(job_id)))
         return self._drive(self._operations.partial(job_id, start.attempt))
 
     def status(self, job_id: str) -> JobView:
@@ -356,11 +364,11 @@ class Job:
 
     def text(
         self, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The text of one choice, as it arrives: see Client.text, also for what it raises."""
         return self._client.text(self.id, choice=choice, on_restart=on_restart, wait_s=wait_s)
 
-    def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> Iterator[Entry]:
+    def follow(self, after: str | Position = START, wait_s: float = DEFAULT_WAIT_S) -> Generator[Entry, None, None]:
         """The entries after a cursor, as they come, to the end: see Client.follow, also for what it raises."""
         return self._client.follow(self.id, after, wait_s)
 

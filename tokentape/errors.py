@@ -64,10 +64,10 @@ class IdempotencyConflict(TokentapeError):
 
 
 class JobNotFound(TokentapeError, LookupError):
-    """No tape stands under this id: it was never submitted, or its retention is over."""
+    """No tape stands under this id: it was never submitted, its retention is over, or it is no job id at all."""
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"{job_id}: no such job (never submitted, or its retention is over)")
+    def __init__(self, job_id: str, why: str = "no such job (never submitted, or its retention is over)") -> None:
+        super().__init__(f"{job_id}: {why}")
         self.job_id = job_id
 
 

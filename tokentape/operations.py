@@ -112,6 +112,9 @@ class Operations:
         return QueueKeys(self.settings.namespace)
 
     def tape(self, job_id: str) -> Tape:
+        """A job's tape. Raises JobNotFound for what is no job id, without asking anybody."""
+        if not is_job_id(job_id):
+            raise JobNotFound(job_id, "not a job id (job_ and 32 hex digits)")
         return Tape(self.settings.namespace, job_id)
 
     # ---- submit

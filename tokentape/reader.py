@@ -16,7 +16,7 @@ from .chunk import ChatCompletionChunk
 from .errors import Restarted
 from .operations import PAGE, Ask, Operations, Steps, failure
 from .scripts import Command
-from .tape import START, AttemptData, EndData, Entry, Position, check_follows, check_head, decode_entry, rows_of
+from .tape import START, AttemptData, EndData, Entry, Position, Tape, check_follows, check_head, decode_entry, rows_of
 
 OnRestart = Literal["raise", "skip"] | Callable[[Restarted], object]
 
@@ -110,9 +110,9 @@ class Reader:
         return True
 
 
-def newest_attempt(operations: Operations, job_id: str) -> Steps[Position]:
+def newest_attempt(operations: Operations, at: Tape) -> Steps[Position]:
     """Where the newest attempt's chunks begin; the start of the tape where none has begun. Raises JobNotFound."""
-    last = yield from operations.last(operations.tape(job_id))
+    last = yield from operations.last(at)
     attempt = last.data.attempts if isinstance(last.data, EndData) else last.position.attempt
     return Position(attempt, 0) if attempt else START
 

@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from typing import Any
 
 import pytest
 import redis
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from tokentape import (
     AsyncClient,
+    BadCursor,
     Client,
     CorruptTape,
     JobFailed,
@@ -83,8 +86,49 @@ async def test_an_asyncio_follower_that_joins_wakes_the_shared_read(desk: Desk) 
         first.claim()
 
         assert (await waiting).id == "1-0"
-        await one.aclose()  # type: ignore[attr-defined]
-        await two.aclose()  # type: ignore[attr-defined]
+        await one.aclose()
+        await two.aclose()
+
+
+@pytest.mark.parametrize("cursor", ["1", "1-x", "-1-0", "", None, 7])
+def test_a_cursor_of_a_wrong_form_is_refused_by_the_call(desk: Desk, cursor: Any) -> None:
+    job_id, _ = desk.job()
+
+    with pytest.raises(BadCursor) as refused:
+        desk.client.follow(job_id, after=cursor)
+
+    assert refused.value.cursor == cursor
+
+
+@pytest.mark.parametrize("read", ["follow", "text", "result", "partial", "status", "cancel"])
+def test_what_is_no_job_id_is_refused_without_asking_a_server(desk: Desk, read: str) -> None:
+    with Client("redis://127.0.0.1:1") as nowhere, pytest.raises(JobNotFound, match="not a job id"):
+        getattr(nowhere, read)("job_17")
+
+
+async def test_what_is_no_job_id_is_refused_by_the_asyncio_call(desk: Desk) -> None:
+    async with AsyncClient(settings=desk.settings) as following:
+        with pytest.raises(JobNotFound, match="not a job id"):
+            following.follow("job_17")
+        with pytest.raises(JobNotFound, match="not a job id"):
+            following.text("job_17")
+        with pytest.raises(BadCursor):
+            following.follow(f"job_{32 * '0'}", after="1")
+
+
+async def test_a_follower_that_is_closed_early_is_followed_for_no_more(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    writer.claim()
+    writer.say("a")
+    async with AsyncClient(settings=desk.settings) as following:
+        async with aclosing(following.text(job_id)) as pieces:
+            assert await anext(pieces) == "a"
+            writer.say("b")
+            assert await anext(pieces) == "b"  # through the hub
+            joined = bool(following._hub._board)
+
+        assert joined
+        assert not following._hub._board
 
 
 def test_many_followers_share_one_blocking_read(desk: Desk, redis_client: redis.Redis) -> None:

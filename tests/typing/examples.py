@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import aclosing, closing
 from typing import Literal, TypedDict, assert_type
 
 import redis
@@ -55,8 +56,9 @@ def blocking(client: Client) -> str:
     )
     assert_type(job, Job)
     assert_type(job.id, str)
-    assert_type(job.text(), Iterator[str])
-    pieces = "".join(job.text(on_restart="skip"))
+    assert_type(job.text(), Generator[str, None, None])
+    with closing(job.text(on_restart="skip")) as text:
+        pieces = "".join(text)
     completion = job.result(wait_s=60)
     assert_type(completion, ChatCompletion)
     assert_type(completion.text, str)
@@ -76,7 +78,7 @@ def many(client: Client) -> list[str]:
     """Bodies and ChatJobs, with options for all of them."""
     body = {"model": "m", "messages": HELLO, "temperature": 0.2}
     jobs = client.submit_many([body, ChatJob.create(body, idempotency_key="line-2")], priority="low", timeout_s=60)
-    assert_type(jobs, Iterator[Job])
+    assert_type(jobs, Generator[Job, None, None])
     return [job.result().text for job in jobs]
 
 
@@ -137,8 +139,9 @@ async def with_asyncio(client: AsyncClient) -> str:
     """The same, awaited."""
     job = await client.submit(request={"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
     assert_type(job, AsyncJob)
-    assert_type(job.text(), AsyncIterator[str])
-    pieces = "".join([piece async for piece in job.text()])
+    assert_type(job.text(), AsyncGenerator[str, None])
+    async with aclosing(job.text()) as text:
+        pieces = "".join([piece async for piece in text])
     async for entry in client.follow(job.id, after="1-0"):
         assert_type(entry, Entry)
     completion = await job.result()
