@@ -161,7 +161,8 @@ class AsyncClient(ClientBase):
 
         `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
         Raises BadCursor at the call, which asks no server, and JobNotFound there for what is no job id; with the
-        entries JobNotFound at once, CorruptTape, RedisUnavailable, ResultTimeout after `wait_s` seconds.
+        entries JobNotFound at once, BadCursor where the job has ended before the cursor, CorruptTape, RedisUnavailable,
+        ResultTimeout after `wait_s` seconds.
         `async with contextlib.aclosing(client.follow(…))` ends it early.
         """
         return self._follow(Reader(self._operations, job_id, after), wait_s)
@@ -181,27 +182,27 @@ class AsyncClient(ClientBase):
             if reader.ended:
                 return
             if not reader.behind:
-                async with contextlib.aclosing(self._listen(reader, until, wait_s)) as heard:
+                if time.monotonic() >= until:
+                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                async with contextlib.aclosing(self._listen(reader, until)) as heard:
                     async for entry in heard:
                         yield entry
                 if reader.ended:
                     return
 
-    async def _listen(self, reader: Reader, until: float, wait_s: float) -> AsyncGenerator[Entry, None]:
-        """What the hub hands over, until its feed closes or nothing comes for a while."""
+    async def _listen(self, reader: Reader, until: float) -> AsyncGenerator[Entry, None]:
+        """What the hub hands over, until its feed closes, nothing comes for a while, or the wait is over."""
         feed, event = await self._hub.join(reader.tape, reader.position)
         try:
             while feed.closed is None and not reader.ended:
                 left_s = until - time.monotonic()
                 if left_s <= 0:
-                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                    return
                 try:
                     async with asyncio.timeout(min(left_s, LOOK_EVERY_S)):
                         await event.wait()
                 except TimeoutError:
-                    if left_s > LOOK_EVERY_S:
-                        return
-                    continue
+                    return
                 event.clear()
                 entries = feed.take()
                 if entries and feed.unsure:
@@ -228,7 +229,9 @@ class AsyncClient(ClientBase):
 
     async def _text(self, at: Tape, pieces: TextPieces, wait_s: float) -> AsyncGenerator[str, None]:
         start = await self._drive(newest_attempt(self._operations, at))
-        async with contextlib.aclosing(self.follow(at.job_id, start, wait_s)) as entries:
+        async with contextlib.aclosing(
+            self._follow(Reader(self._operations, at.job_id, start, seen=True), wait_s)
+        ) as entries:
             async for entry in entries:
                 if text := pieces.of(entry):
                     yield text
@@ -243,7 +246,8 @@ class AsyncClient(ClientBase):
             self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
         )
         if last.kind != "end":
-            async for entry in self.follow(job_id, last.position, wait_s):
+            reader = Reader(self._operations, job_id, last.position, seen=True)
+            async for entry in self._follow(reader, wait_s):
                 last = entry
         return await self._drive(self._operations.completion(job_id, last))
 

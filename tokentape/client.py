@@ -221,7 +221,8 @@ class Client(ClientBase):
 
         `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
         Raises BadCursor at the call, which asks no server, and JobNotFound there for what is no job id; with the
-        entries JobNotFound at once, CorruptTape, RedisUnavailable, ResultTimeout after `wait_s` seconds.
+        entries JobNotFound at once, BadCursor where the job has ended before the cursor, CorruptTape, RedisUnavailable,
+        ResultTimeout after `wait_s` seconds.
         Closing the generator ends it early.
         """
         return self._follow(Reader(self._operations, job_id, after), wait_s)
@@ -240,22 +241,22 @@ class Client(ClientBase):
             if reader.ended:
                 return
             if not reader.behind:
-                yield from self._listen(reader, until, wait_s)
+                if time.monotonic() >= until:
+                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                yield from self._listen(reader, until)
                 if reader.ended:
                     return
 
-    def _listen(self, reader: Reader, until: float, wait_s: float) -> Generator[Entry, None, None]:
-        """What the hub hands over, until its feed closes or nothing comes for a while."""
+    def _listen(self, reader: Reader, until: float) -> Generator[Entry, None, None]:
+        """What the hub hands over, until its feed closes, nothing comes for a while, or the wait is over."""
         feed, event = self._current_hub().join(reader.tape, reader.position)
         try:
             while feed.closed is None and not reader.ended:
                 left_s = until - time.monotonic()
                 if left_s <= 0:
-                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                    return
                 if not event.wait(min(left_s, LOOK_EVERY_S)):
-                    if left_s > LOOK_EVERY_S:
-                        return
-                    continue
+                    return
                 event.clear()
                 entries = feed.take()
                 if entries and feed.unsure:
@@ -281,7 +282,7 @@ class Client(ClientBase):
 
     def _text(self, at: Tape, pieces: TextPieces, wait_s: float) -> Generator[str, None, None]:
         start = self._drive(newest_attempt(self._operations, at))
-        for entry in self.follow(at.job_id, start, wait_s):
+        for entry in self._follow(Reader(self._operations, at.job_id, start, seen=True), wait_s):
             if text := pieces.of(entry):
                 yield text
 
@@ -295,7 +296,8 @@ class Client(ClientBase):
             self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
         )
         if last.kind != "end":
-            for entry in self.follow(job_id, last.position, wait_s):
+            reader = Reader(self._operations, job_id, last.position, seen=True)
+            for entry in self._follow(reader, wait_s):
                 last = entry
         return self._drive(self._operations.completion(job_id, last))
 

@@ -4,7 +4,7 @@
     ├── InvalidRequest        the job was refused: nothing was enqueued
     ├── IdempotencyConflict   the key belongs to a job with another body
     ├── JobNotFound           never submitted, or its tape has expired
-    ├── BadCursor             not an entry id
+    ├── BadCursor             not an entry id, or beyond the end of the tape
     ├── CorruptTape           an entry that cannot be read, or a hole in the tape
     │   └── UnknownFormat     nothing is wrong with the tape: another version of this library wrote it
     ├── Restarted             a new attempt began: what was assembled so far is void
@@ -72,11 +72,20 @@ class JobNotFound(TokentapeError, LookupError):
 
 
 class BadCursor(TokentapeError, ValueError):
-    """A cursor that is not an entry id of the form `<attempt>-<seq>`."""
+    """A cursor that is not an entry id of the form `<attempt>-<seq>`, or one beyond the end of the tape.
 
-    def __init__(self, cursor: object) -> None:
-        super().__init__(f"{cursor!r} is not an entry id: expected <attempt>-<seq>, as in 0-0 or 1-42")
+    `end` is the id of the end then, and nothing will come after the cursor: read from `0-0`, or from an entry before
+    the end. The entry that it names was lost in a failover, or it is of another job.
+    """
+
+    def __init__(self, cursor: object, *, end: str | None = None) -> None:
+        super().__init__(
+            f"{cursor!r} is beyond the end of the tape, {end}"
+            if end
+            else f"{cursor!r} is not an entry id: expected <attempt>-<seq>, as in 0-0 or 1-42"
+        )
         self.cursor = cursor
+        self.end = end
 
 
 class CorruptTape(TokentapeError):

@@ -5,6 +5,9 @@ tape, and a new attempt may have been given the same number. Another token, or n
 first entry. It looks with each page, in the same round trip, and before it accepts what the hub may have read from
 another server than its last page. That a connection was lost is not always told: a pool that finds an idle one closed
 opens another without a word, and a client that was given to us may repeat what failed.
+
+A cursor beyond the last entry waits for the tape to pass it. An end that stands before it says that nothing will: a
+cursor that came from outside is refused then, and a reader that had read further starts over.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from .chunk import ChatCompletionChunk
-from .errors import Restarted
+from .errors import BadCursor, Restarted
 from .operations import PAGE, Ask, Operations, Steps, failure
 from .scripts import Command
 from .tape import START, AttemptData, EndData, Entry, Position, Tape, check_follows, check_head, decode_entry, rows_of
@@ -22,11 +25,17 @@ OnRestart = Literal["raise", "skip"] | Callable[[Restarted], object]
 
 
 class Reader:
-    """One follower's place on a tape. `ended` once it has passed the last entry."""
+    """One follower's place on a tape. `ended` once it has passed the last entry.
 
-    def __init__(self, operations: Operations, job_id: str, after: str | bytes | Position) -> None:
+    `seen`: we have just read the entry at `after` ourselves, so that a tape that lacks it has lost it.
+    """
+
+    def __init__(
+        self, operations: Operations, job_id: str, after: str | bytes | Position, *, seen: bool = False
+    ) -> None:
         self.tape = operations.tape(job_id)
         self.position = Position.parse(after)
+        self._given = None if seen else self.position
         self.ended = False
         self.behind = True
         self._operations = operations
@@ -53,14 +62,19 @@ class Reader:
         self.ended = False
 
     def catch_up(self) -> Steps[list[Entry]]:
-        """The next page of entries. Raises JobNotFound, CorruptTape."""
+        """The next page of entries. Raises JobNotFound, BadCursor, CorruptTape."""
         self._doubt = False
         rows = yield from self._page()
-        self.behind = len(rows) == PAGE
         if not rows:
             # Two asks, so that the common case is one: nothing new, nothing more to come, or no tape at all?
             last = yield from self._operations.last(self.tape)
             self.ended = last.kind == "end" and last.position == self.position
+            if last.kind == "end" and last.position < self.position:
+                if self.position == self._given:
+                    raise BadCursor(str(self.position), end=last.id)
+                self._start_over()
+                rows = yield from self._operations.page(self.tape, self.position)
+        self.behind = len(rows) == PAGE
         return self.accept(decode_entry(self.tape.job_id, row) for row in rows)
 
     def accept(self, entries: Iterable[Entry]) -> list[Entry]:
@@ -95,8 +109,11 @@ class Reader:
                 self._head_seen = True
             if self._stands(begun):
                 return rows_of(rows)
-            self.position, self._attempt = START, None
+            self._start_over()
         return (yield from self._operations.page(self.tape, self.position))
+
+    def _start_over(self) -> None:
+        self.position, self._attempt = START, None
 
     def _beginning(self) -> Command:
         return self.tape.at(Position(self.position.attempt, 0))
