@@ -114,6 +114,17 @@ def test_a_fault_of_the_chat_api_is_a_failed_job(tokentape_server: EmbeddedServe
     assert failed.value.error.upstream_status == 500
 
 
+def test_a_proxy_of_the_environment_is_not_in_its_way(
+    tokentape_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+    with Stack(server=tokentape_server, upstreams={"default": {"max_attempts": 1}}) as stack:
+        assert stack.client().submit(**QUESTION).result().text
+
+
 def test_an_outage_of_a_server_of_its_own_is_survived() -> None:
     with Stack() as stack:
         client = stack.client()

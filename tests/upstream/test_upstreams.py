@@ -199,6 +199,31 @@ async def test_environment_proxy_is_used(serve: Serve, connect: Connect, monkeyp
     assert proxy.exchanges[0].line == "POST http://upstream.example/v1/chat/completions HTTP/1.1"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_environment_proxy_is_not_asked_for_this_machine_itself(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    server, proxy = await serve(answer_whole), await serve(answer_whole)
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+    upstreams = await connect(server.url.replace("127.0.0.1", host))
+
+    _, verdict = await read(upstreams)
+
+    assert verdict.completed
+    assert (len(server.exchanges), proxy.exchanges) == (1, [])
+
+
+async def test_an_upstreams_own_proxy_is_asked_for_this_machine_too(serve: Serve, connect: Connect) -> None:
+    server, proxy = await serve(answer_whole), await serve(answer_whole)
+    upstreams = await connect(server.url, proxy=proxy.url.removesuffix("/v1"))
+
+    _, verdict = await read(upstreams)
+
+    assert verdict.completed
+    assert (server.exchanges, len(proxy.exchanges)) == ([], 1)
+
+
 # ---- failing
 
 

@@ -41,6 +41,10 @@ TRANSPORT_ERRORS: Final = (
 #: How long an idle connection is kept for the next call.
 _KEEP_ALIVE_S: Final = 15.0
 
+#: Hosts that the environment's proxies are not asked for, whatever NO_PROXY says: to a proxy on another machine they
+#: are its own. httpx's patterns; an upstream's own `proxy` is asked for them as for all others.
+_LOOPBACK: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+
 
 class _Client(HttpxAiohttpClient):
     def _init_transport(self, *args: Any, **kwargs: Any) -> httpx.AsyncBaseTransport:
@@ -66,7 +70,8 @@ def _fenced(transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
 def new_client(*, ca_file: Path | None = None, proxy: str | None = None) -> httpx.AsyncClient:
     """A client without timeouts of its own for reading: those are the caller's. Close it in the loop that used it.
 
-    `ca_file`: certificates that are trusted instead of the system's. `proxy`: the way out instead of the environment's.
+    `ca_file`: certificates that are trusted instead of the system's. `proxy`: the way out instead of the environment's,
+    which is not taken to this machine itself.
     Raises ConfigError where the file cannot be read as certificates.
     """
     try:
@@ -76,6 +81,7 @@ def new_client(*, ca_file: Path | None = None, proxy: str | None = None) -> http
     return _Client(
         verify=verify,
         proxy=proxy,
+        mounts=None if proxy else dict.fromkeys(_LOOPBACK),
         headers={"user-agent": f"tokentape/{__version__}"},
         cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
         follow_redirects=False,
