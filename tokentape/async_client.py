@@ -48,20 +48,21 @@ class AsyncClient(ClientBase):
     """The asyncio client: the methods of Client, awaited. For one event loop; close it, or use `async with`.
 
     `AsyncClient()` takes TOKENTAPE_REDIS_URL; `AsyncClient(url)` that server; `AsyncClient(connection=…)` a
-    redis.asyncio.Redis of yours, which it does not close.
+    redis.asyncio.Redis of yours, which it does not close. `AsyncClient(settings=…)` reads no environment; it may come
+    with a connection, which is used in place of its `redis_url`. Tapes stand on the server that the settings name as
+    `tape_url`, in each case.
+    Raises ConfigError for a wrong setting, TypeError where two arguments name different servers.
     """
 
     def __init__(
         self, url: str | None = None, *, connection: redis.asyncio.Redis | None = None, settings: Settings | None = None
     ) -> None:
-        settings = settings or Settings.load(redis_url=url)
-        one_server = connection is not None or settings.tape_url in (None, settings.redis_url)
-        super().__init__(settings, one_server)
+        super().__init__(url, connection, settings)
         self._owned = connection is None
-        queue = connection if connection is not None else connect_async(settings.redis_url)
+        queue = connection if connection is not None else connect_async(self.settings.redis_url)
         self._queue = AsyncServer(queue, CLIENT_SCRIPTS)
-        self._tape = self._queue if one_server else AsyncServer(connect_async(settings.tape_url or ""), CLIENT_SCRIPTS)
-        self._hub = TaskHub(self._tape, settings.namespace, settings.reader_buffer_bytes)
+        self._tape = self._queue if self._apart is None else AsyncServer(connect_async(self._apart), CLIENT_SCRIPTS)
+        self._hub = TaskHub(self._tape, self.settings.namespace, self.settings.reader_buffer_bytes)
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,6 +75,7 @@ class AsyncClient(ClientBase):
         await self._hub.close()
         if self._owned:
             await self._queue.client.aclose()
+        if self._tape is not self._queue:
             await self._tape.client.aclose()
 
     # ---- submit

@@ -16,13 +16,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from typing import Any, Final, Self, TypeVar, Unpack
 
 import redis
+import redis.asyncio
 
+from .address import is_at
 from .catalog import Catalog
 from .completion import ChatCompletion
 from .connection import Server, connect, patiently
 from .errors import InvalidRequest, ResultTimeout, TokentapeError
 from .hub import ThreadHub
 from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
+from .masking import shown
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Operations, Overview, Steps
 from .reader import OnRestart, Reader, TextPieces, newest_attempt
 from .settings import Settings
@@ -43,9 +46,25 @@ BATCH_BYTES: Final = 4 * 1024 * 1024
 class ClientBase:
     """What both clients share: settings, and building jobs from arguments."""
 
-    def __init__(self, settings: Settings, one_server: bool) -> None:
-        self.settings: Settings = settings
-        self._operations = Operations(settings, one_server)
+    def __init__(
+        self, url: str | None, connection: redis.Redis | redis.asyncio.Redis | None, settings: Settings | None
+    ) -> None:
+        """Raises TypeError where two of them name different servers."""
+        if url is not None and connection is not None:
+            raise TypeError("url and connection exclude each other: both are the server of the queue")
+        if url is not None and settings is not None and url != settings.redis_url:
+            raise TypeError(
+                f"url and settings name two servers, {shown(url)} and {shown(settings.redis_url)}: give one of them"
+            )
+        self.settings: Settings = settings if settings is not None else Settings.load(redis_url=url)
+        tape_url = self.settings.tape_url
+        if connection is None:
+            apart = tape_url not in (None, self.settings.redis_url)
+        else:
+            apart = tape_url is not None and not is_at(connection, tape_url)
+        #: The server of the tapes, where it is not that of the queue.
+        self._apart: str | None = tape_url if apart else None
+        self._operations = Operations(self.settings, one_server=not apart)
         self._catalog: Catalog | None = None
         self._catalog_until = 0.0
 
@@ -107,19 +126,19 @@ class Client(ClientBase):
     """A blocking client. Thread-safe; close it, or use it as a context manager.
 
     `Client()` takes TOKENTAPE_REDIS_URL; `Client(url)` that server; `Client(connection=…)` a redis.Redis of yours,
-    which it does not close.
+    which it does not close. `Client(settings=…)` reads no environment; it may come with a connection, which is used in
+    place of its `redis_url`. Tapes stand on the server that the settings name as `tape_url`, in each case.
+    Raises ConfigError for a wrong setting, TypeError where two arguments name different servers.
     """
 
     def __init__(
         self, url: str | None = None, *, connection: redis.Redis | None = None, settings: Settings | None = None
     ) -> None:
-        settings = settings or Settings.load(redis_url=url)
-        one_server = connection is not None or settings.tape_url in (None, settings.redis_url)
-        super().__init__(settings, one_server)
+        super().__init__(url, connection, settings)
         self._owned = connection is None
-        queue = connection if connection is not None else connect(settings.redis_url)
+        queue = connection if connection is not None else connect(self.settings.redis_url)
         self._queue = Server(queue, CLIENT_SCRIPTS)
-        self._tape = self._queue if one_server else Server(connect(settings.tape_url or ""), CLIENT_SCRIPTS)
+        self._tape = self._queue if self._apart is None else Server(connect(self._apart), CLIENT_SCRIPTS)
         self._hub = self._new_hub()
         self._pid = os.getpid()
 
@@ -134,6 +153,7 @@ class Client(ClientBase):
         self._hub.close()
         if self._owned:
             self._queue.client.close()
+        if self._tape is not self._queue:
             self._tape.client.close()
 
     # ---- submit
