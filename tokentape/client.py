@@ -10,7 +10,6 @@ outage in the middle of a stream is survived.
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, Unpack
@@ -140,7 +139,6 @@ class Client(ClientBase):
         self._queue = Server(queue, CLIENT_SCRIPTS)
         self._tape = self._queue if self._apart is None else Server(connect(self._apart), CLIENT_SCRIPTS)
         self._hub = self._new_hub()
-        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -269,7 +267,8 @@ class Client(ClientBase):
 
     def _listen(self, reader: Reader, until: float) -> Generator[Entry, None, None]:
         """What the hub hands over, until its feed closes, nothing comes for a while, or the wait is over."""
-        feed, event = self._current_hub().join(reader.tape, reader.position)
+        hub = self._current_hub()
+        feed, event = hub.join(reader.tape, reader.position)
         try:
             while feed.closed is None and not reader.ended:
                 left_s = until - time.monotonic()
@@ -285,7 +284,7 @@ class Client(ClientBase):
                         return
                 yield from reader.accept(entries)
         finally:
-            self._hub.leave(feed)
+            hub.leave(feed)
         if feed.closed == "closed":
             raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
 
@@ -369,8 +368,8 @@ class Client(ClientBase):
         return ThreadHub(self._tape, self.settings.namespace, self.settings.reader_buffer_bytes)
 
     def _current_hub(self) -> ThreadHub:
-        if self._pid != os.getpid():  # after a fork: the hub's thread stayed in the parent
-            self._pid, self._hub = os.getpid(), self._new_hub()
+        if self._hub.forked:
+            self._hub = self._new_hub()
         return self._hub
 
 

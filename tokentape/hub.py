@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import threading
 from collections import deque
@@ -209,6 +210,12 @@ class ThreadHub:
         self._ended = threading.Event()
         self._ended.set()
         self._closed = False
+        self._pid = os.getpid()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked child's copy. Its thread stayed in the parent, where its lock may be held, too."""
+        return self._pid != os.getpid()
 
     def join(self, tape: Tape, after: Position) -> tuple[Feed, threading.Event]:
         """A feed from a position on, and the event that is set when there is something in it."""
@@ -229,10 +236,14 @@ class ThreadHub:
         return feed, event
 
     def leave(self, feed: Feed) -> None:
+        if self.forked:
+            return
         with self._lock:
             self._board.leave(feed)
 
     def close(self) -> None:
+        if self.forked:
+            return
         with self._lock:
             self._closed = True
             self._board.close_all("closed")

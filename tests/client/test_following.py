@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -269,6 +270,50 @@ def test_a_client_goes_on_in_a_forked_child(desk: Desk) -> None:
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert reader.rest() == ["1-0", "1-1"]
+
+
+def forked(in_child: Callable[[], object]) -> int:
+    """Run something in a forked child, for half a minute at most. -> its exit code: 0 where it returned"""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        try:
+            in_child()
+        except BaseException:  # noqa: BLE001  (the child must not go on with the parent's tests)
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_closing_a_client_in_a_forked_child_leaves_the_parents_hub_alone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id, writer = desk.job()
+    reader = Following(desk, job_id)
+    assert reader.next().kind == "queued"
+    writer.claim()
+    assert reader.next().id == "1-0"  # the hub's thread runs here
+
+    def close() -> None:
+        monkeypatch.setattr(desk.client._hub, "_ended", None)  # not waited for
+        monkeypatch.setattr(desk.client._tape, "run", None)  # nor woken
+        desk.client.close()
+
+    assert forked(close) == 0
+    writer.end()
+    assert reader.rest() == ["1-1"]
+
+
+def test_what_a_forked_child_does_with_the_parents_readers_waits_for_no_lock_of_the_parent(desk: Desk) -> None:
+    job_id, writer = desk.job()
+    entries = desk.client.follow(job_id)
+    assert next(entries).kind == "queued"
+    writer.claim()
+    assert next(entries).id == "1-0"  # it has joined the hub
+
+    with desk.client._hub._lock:
+        assert forked(entries.close) == 0
+        assert forked(desk.client.close) == 0
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
