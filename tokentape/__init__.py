@@ -35,7 +35,7 @@ Errors, all of them a TokentapeError
     ResultTimeout           it has not ended yet, and this call waited long enough
     Restarted               its text starts over
     JobNotFound             no such job, or its retention is over
-    InvalidRequest, IdempotencyConflict, BadCursor, ConfigError, ExtraMissing
+    InvalidRequest, IdempotencyConflict, BadCursor, ClientClosed, ConfigError, ExtraMissing
                             what the caller can put right
     CorruptTape             the tape cannot be read; UnknownFormat: not by this version
     RedisUnavailable        the server did not answer in time; submitting with an idempotency key is safe to repeat
@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING
 
 from .errors import (
     BadCursor,
+    ClientClosed,
     ConfigError,
     CorruptTape,
     ExtraMissing,
@@ -90,6 +91,7 @@ __all__ = [
     "ChatCompletionChunk",
     "ChatJob",
     "Client",
+    "ClientClosed",
     "ConfigError",
     "CorruptTape",
     "EndData",

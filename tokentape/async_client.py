@@ -14,7 +14,7 @@ import redis.asyncio
 from .client import BATCH_BYTES, BATCH_JOBS, DEFAULT_WAIT_S, LOOK_EVERY_S, ClientBase, as_job, batches
 from .completion import ChatCompletion
 from .connection import AsyncServer, connect_async, patiently_async
-from .errors import ResultTimeout, TokentapeError
+from .errors import ClientClosed, ResultTimeout
 from .hub import TaskHub
 from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Overview, Steps
@@ -65,13 +65,15 @@ class AsyncClient(ClientBase):
         self._hub = TaskHub(self._tape, self.settings.namespace, self.settings.reader_buffer_bytes)
 
     async def __aenter__(self) -> Self:
+        self._check_open()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """End followers and connections. Safe to repeat."""
+        """End followers and connections. Safe to repeat. Whatever asks a server afterwards raises ClientClosed."""
+        self._closed = True
         await self._hub.close()
         if self._owned:
             await self._queue.client.aclose()
@@ -216,7 +218,7 @@ class AsyncClient(ClientBase):
         finally:
             self._hub.leave(feed)
         if feed.closed == "closed":
-            raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
+            raise ClientClosed(f"{reader.tape.job_id}: the client was closed while it was followed")
 
     def text(
         self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
@@ -292,6 +294,7 @@ class AsyncClient(ClientBase):
             return result
 
     async def _send(self, ask: Ask) -> list[Any]:
+        self._check_open()
         server = self._tape if ask.server == "tape" else self._queue
         if ask.durable:
             return await server.run_durably(ask.commands, self.settings.redis_wait_s)

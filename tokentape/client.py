@@ -21,7 +21,7 @@ from .address import is_at
 from .catalog import Catalog
 from .completion import ChatCompletion
 from .connection import Server, connect, patiently
-from .errors import InvalidRequest, ResultTimeout, TokentapeError
+from .errors import ClientClosed, InvalidRequest, ResultTimeout
 from .hub import ThreadHub
 from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
 from .masking import shown
@@ -66,6 +66,12 @@ class ClientBase:
         self._operations = Operations(self.settings, one_server=not apart)
         self._catalog: Catalog | None = None
         self._catalog_until = 0.0
+        self._closed = False
+
+    def _check_open(self) -> None:
+        """For each call to a server: a pool that was closed would open connections again, and nobody close them."""
+        if self._closed:
+            raise ClientClosed("the client is closed")
 
     @staticmethod
     def _job(
@@ -141,13 +147,15 @@ class Client(ClientBase):
         self._hub = self._new_hub()
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End followers and connections. Safe to repeat."""
+        """End followers and connections. Safe to repeat. Whatever asks a server afterwards raises ClientClosed."""
+        self._closed = True
         self._hub.close()
         if self._owned:
             self._queue.client.close()
@@ -286,7 +294,7 @@ class Client(ClientBase):
         finally:
             hub.leave(feed)
         if feed.closed == "closed":
-            raise TokentapeError(f"{reader.tape.job_id}: the client was closed while it was followed")
+            raise ClientClosed(f"{reader.tape.job_id}: the client was closed while it was followed")
 
     def text(
         self, job_id: str, *, choice: int = 0, on_restart: OnRestart = "raise", wait_s: float = DEFAULT_WAIT_S
@@ -359,6 +367,7 @@ class Client(ClientBase):
             return result
 
     def _send(self, ask: Ask) -> list[Any]:
+        self._check_open()
         server = self._tape if ask.server == "tape" else self._queue
         if ask.durable:
             return server.run_durably(ask.commands, self.settings.redis_wait_s)

@@ -10,6 +10,7 @@
     ├── Restarted             a new attempt began: what was assembled so far is void
     ├── ResultTimeout         the caller's wait is over; the job goes on (also a TimeoutError)
     ├── RedisUnavailable      the server did not answer in time (also a ConnectionError)
+    ├── ClientClosed          the client was used after close(), or closed while it was (also a RuntimeError)
     ├── ConfigError           a setting has a wrong name or value
     ├── ExtraMissing          the command needs an extra that is not installed
     └── JobError              the job ended, and not with a completion
@@ -142,6 +143,10 @@ class RedisUnavailable(TokentapeError, ConnectionError):
     def __init__(self, message: str, *, login_refused: bool = False) -> None:
         super().__init__(message)
         self.login_refused = login_refused
+
+
+class ClientClosed(TokentapeError, RuntimeError):
+    """The client was closed before this call, or while it waited. Make another one."""
 
 
 class ConfigError(TokentapeError, ValueError):

@@ -11,6 +11,7 @@ import pytest
 import tokentape
 from tokentape import (
     BadCursor,
+    ClientClosed,
     ConfigError,
     CorruptTape,
     ErrorInfo,
@@ -41,6 +42,7 @@ ERRORS: list[TokentapeError] = [
     Restarted("job_1", 2, "worker_lost"),
     ResultTimeout("job_1", 1.5),
     RedisUnavailable("Redis refuses the login", login_refused=True),
+    ClientClosed("the client is closed"),
     ConfigError("first", problems=["first", "second"]),
     ExtraMissing("the worker", "worker"),
     JobError("job_1", WHY),

@@ -19,11 +19,11 @@ from tokentape import (
     AsyncClient,
     BadCursor,
     Client,
+    ClientClosed,
     CorruptTape,
     JobFailed,
     JobNotFound,
     Restarted,
-    TokentapeError,
     async_client,
     client,
     hub,
@@ -346,7 +346,7 @@ def test_closing_a_client_ends_its_followers(desk: Desk) -> None:
 
     desk.client.close()
 
-    assert isinstance(reader.next(), TokentapeError)
+    assert isinstance(reader.next(), ClientClosed)
 
 
 def poll(condition: Callable[[], bool]) -> None:
