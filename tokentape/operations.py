@@ -21,7 +21,6 @@ from .completion import ChatCompletion, Fold
 from .errors import (
     CorruptTape,
     IdempotencyConflict,
-    InvalidRequest,
     JobCancelled,
     JobExpired,
     JobFailed,
@@ -178,12 +177,8 @@ class Operations:
 
     def check_upstream(self, name: str) -> Steps[None]:
         """Raise InvalidRequest for an upstream that neither these settings nor any worker knows."""
-        if name in self.settings.upstreams:
-            return
-        (announced,) = yield Ask("queue", [("HKEYS", self.keys.upstreams)])
-        known = sorted({*self.settings.upstreams, *(text_of(one) for one in announced)})
-        if name not in known:
-            raise InvalidRequest(f"no upstream {name!r} is configured; known: {', '.join(known)}", field="upstream")
+        catalog = yield from self.catalog()
+        catalog.named(name)
 
     def catalog(self) -> Steps[Catalog]:
         """The upstreams that there are."""
