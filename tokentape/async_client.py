@@ -16,7 +16,7 @@ from .completion import ChatCompletion
 from .connection import AsyncServer, connect_async, patiently_async
 from .errors import ClientClosed, ResultTimeout
 from .hub import TaskHub
-from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
+from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions, Priority
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Overview, Steps
 from .reader import OnRestart, Reader, TextPieces, newest_attempt
 from .settings import Settings
@@ -89,7 +89,7 @@ class AsyncClient(ClientBase):
         messages: Sequence[Mapping[str, Any]] | None = None,
         request: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
-        priority: str = "default",
+        priority: Priority = "default",
         upstream: str | None = None,
         tenant: str = "",
         metadata: dict[str, str] | None = None,
@@ -107,7 +107,8 @@ class AsyncClient(ClientBase):
         `priority`: "high", "default" or "low".
         `upstream`: the name of one that the workers have; None, by the model.
         `tenant`: whose job this is; the keys of two tenants never meet.
-        `metadata`: texts by name, which `status` gives back; at most 64, and 16 KiB of JSON.
+        `metadata`: texts by name, which `status` gives back; at most 64, and 16 KiB of JSON. It is not sent: the API's
+        own `metadata` stands in a `request`, as does whatever else has the name of one of these.
         `timeout_s`: seconds from now until the job expires, the queue included.
         `native`: the request is one of the upstream's own API (Anthropic's Messages, Gemini's generateContent) and is
         sent as it is; the answer comes as chat.completion chunks all the same.

@@ -9,6 +9,7 @@ outage in the middle of a stream is survived.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from .completion import ChatCompletion
 from .connection import Server, connect, patiently
 from .errors import ClientClosed, InvalidRequest, ResultTimeout
 from .hub import ThreadHub
-from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions
+from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions, Priority
 from .masking import shown
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Operations, Overview, Steps
 from .reader import OnRestart, Reader, TextPieces, newest_attempt
@@ -85,6 +86,9 @@ class ClientBase:
             if model is not None or messages is not None or params:
                 raise InvalidRequest("is a whole body: give model, messages and parameters inside it", field="request")
             return ChatJob.create(request, **options)
+        for name in params:
+            if (meant := _meant(name)) is not None:
+                raise InvalidRequest(f"{meant}; a parameter of the API by that name goes into request=", field=name)
         body: dict[str, Any] = dict(params)
         if model is not None:
             body["model"] = model
@@ -101,6 +105,27 @@ class ClientBase:
         self._catalog, self._catalog_until = catalog, time.monotonic() + CATALOG_S
         for job in jobs:
             catalog.check(job)
+
+
+#: What a misspelt option would be sent as. Those of its own call say where they belong.
+_OPTIONS: Final = ("idempotency_key", "priority", "upstream", "tenant", "metadata", "timeout_s", "native", "durable")
+_ALSO_MEANT: Final = {
+    "id": "the id of a job is that of a ChatJob, for submit_many",
+    "job_id": "the id of a job is that of a ChatJob, for submit_many",
+    "key": "did you mean idempotency_key?",
+    "meta": "did you mean metadata?",
+    "prio": "did you mean priority?",
+    "wait_s": "submit does not wait; timeout_s is the job's own time, and result() takes wait_s",
+}
+
+
+@functools.lru_cache(maxsize=1024)
+def _meant(name: str) -> str | None:
+    """What a parameter is taken for that is near an option of submit; None for a parameter of the API."""
+    if name == "stream":  # is near `upstream`
+        return None
+    near = difflib.get_close_matches(name, _OPTIONS, n=1, cutoff=0.8)
+    return _ALSO_MEANT.get(name) or (f"did you mean {near[0]}?" if near else None)
 
 
 def batches(jobs: Iterable[ChatJob]) -> Iterator[list[ChatJob]]:
@@ -171,7 +196,7 @@ class Client(ClientBase):
         messages: Sequence[Mapping[str, Any]] | None = None,
         request: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
-        priority: str = "default",
+        priority: Priority = "default",
         upstream: str | None = None,
         tenant: str = "",
         metadata: dict[str, str] | None = None,
@@ -189,7 +214,8 @@ class Client(ClientBase):
         `priority`: "high", "default" or "low".
         `upstream`: the name of one that the workers have; None, by the model.
         `tenant`: whose job this is; the keys of two tenants never meet.
-        `metadata`: texts by name, which `status` gives back; at most 64, and 16 KiB of JSON.
+        `metadata`: texts by name, which `status` gives back; at most 64, and 16 KiB of JSON. It is not sent: the API's
+        own `metadata` stands in a `request`, as does whatever else has the name of one of these.
         `timeout_s`: seconds from now until the job expires, the queue included.
         `native`: the request is one of the upstream's own API (Anthropic's Messages, Gemini's generateContent) and is
         sent as it is; the answer comes as chat.completion chunks all the same.

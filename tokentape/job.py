@@ -91,7 +91,7 @@ class JobOptions(TypedDict, total=False):
     """How to run many jobs alike: what ChatJob.create takes but for what tells one job from another."""
 
     upstream: str | None
-    priority: str
+    priority: Priority
     timeout_s: float
     metadata: dict[str, str] | None
     tenant: str
@@ -119,7 +119,7 @@ class ChatJob(BaseModel, frozen=True):
         job_id: str | None = None,
         idempotency_key: str | None = None,
         upstream: str | None = None,
-        priority: str = "default",
+        priority: Priority = "default",
         timeout_s: float = DEFAULT_TIMEOUT_S,
         metadata: dict[str, str] | None = None,
         tenant: str = "",

@@ -17,6 +17,7 @@ def mistakes(client: Client, settings: Settings, job: ChatJob) -> None:
     client.submit("Hi")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     client.submit(model="m", messages="Hi")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     client.submit(model="m", timeout_s="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.submit(model="m", priority="hgih")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     client.submit_many([], timeouts=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     client.text("job_0", on_restart="ignore")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     client.result("job_0").txt  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]  # noqa: B018
