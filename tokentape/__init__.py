@@ -20,7 +20,8 @@ To begin with
 What a client answers
     ChatCompletion          a whole answer
     JobView, ErrorInfo      a job as it stands now, and why it ended without an answer
-    Overview                queues and workers now
+    Usage                   the tokens that an answer took
+    Overview, WorkerView    queues and workers now, and one of the workers
 
 The tape
     Entry                   one entry: its id is the cursor to resume after, its data is, by kind,
@@ -28,6 +29,7 @@ The tape
     AttemptData             `attempt`   a worker begins; whatever an earlier attempt said is void
     ChatCompletionChunk     `chunk`     a piece of the answer
     EndData                 `end`       how it ended; there is exactly one, and nothing after it
+    Position                an id as two numbers, which compare in the order of the tape
     Fold, fold              chunks to a completion
 
 Errors, all of them a TokentapeError
@@ -72,13 +74,13 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .async_client import AsyncClient, AsyncJob
-    from .chunk import ChatCompletionChunk
+    from .chunk import ChatCompletionChunk, Usage
     from .client import Client, Job
     from .completion import ChatCompletion, Fold, fold
     from .job import ChatJob, ErrorInfo
-    from .operations import JobView, Overview
+    from .operations import JobView, Overview, WorkerView
     from .settings import Settings, Upstream
-    from .tape import AttemptData, EndData, Entry, QueuedData
+    from .tape import AttemptData, EndData, Entry, Position, QueuedData
 
 __version__ = "0.1.0"
 
@@ -109,6 +111,7 @@ __all__ = [
     "JobNotFound",
     "JobView",
     "Overview",
+    "Position",
     "QueuedData",
     "RedisUnavailable",
     "Restarted",
@@ -117,6 +120,8 @@ __all__ = [
     "TokentapeError",
     "UnknownFormat",
     "Upstream",
+    "Usage",
+    "WorkerView",
     "fold",
 ]
 
@@ -137,9 +142,12 @@ _HOMES = {
     "Job": "client",
     "JobView": "operations",
     "Overview": "operations",
+    "Position": "tape",
     "QueuedData": "tape",
     "Settings": "settings",
     "Upstream": "settings",
+    "Usage": "chunk",
+    "WorkerView": "operations",
     "fold": "completion",
 }
 

@@ -29,14 +29,17 @@ from tokentape import (
     JobFailed,
     JobView,
     Overview,
+    Position,
     QueuedData,
     Restarted,
     Settings,
     TokentapeError,
     Upstream,
+    Usage,
+    WorkerView,
     fold,
 )
-from tokentape.testing import FakeStack, Stack
+from tokentape.testing import FakeStack, Script, Stack
 
 
 class Message(TypedDict):
@@ -63,6 +66,7 @@ def blocking(client: Client) -> str:
     assert_type(completion, ChatCompletion)
     assert_type(completion.text, str)
     assert_type(completion.choices[0].finish_reason, str | None)
+    assert_type(completion.usage, Usage | None)
     if completion.usage is not None:
         assert_type(completion.usage.total_tokens, int)
     view = client.status(job.id)
@@ -71,6 +75,7 @@ def blocking(client: Client) -> str:
     assert_type(view.error, ErrorInfo | None)
     assert_type(client.cancel(job.id), bool)
     assert_type(client.overview(), Overview)
+    assert_type(client.overview().workers, list[WorkerView])
     return pieces
 
 
@@ -88,6 +93,7 @@ def told_by_kind(client: Client, job_id: str) -> str:
     for entry in client.follow(job_id, after="0-0", wait_s=60):
         assert_type(entry, Entry)
         assert_type(entry.id, str)
+        assert_type(entry.position, Position)
         assert_type(entry.kind, Literal["queued", "attempt", "chunk", "end"])
         match entry.data:
             case QueuedData() as queued:
@@ -187,7 +193,7 @@ def in_tests() -> str:
         fake.answer(job.id, "Par", "is")
         said = job.result().text
     with Stack(worker=False) as stack:
-        stack.script(text=said)
+        assert_type(stack.script(text=said), Script)
         assert_type(stack.environ, dict[str, str])
         assert_type(stack.client(), Client)
     return said

@@ -25,6 +25,8 @@ pytest has both as fixtures, with or without pytest-asyncio, where the project's
     tokentape_fake       a FakeStack for one test
     tokentape_server     the server, for the whole session
 
+`Script` is how the simulator answers, and `EmbeddedServer` the server alone.
+
 The plugin is named there and not found through an entry point: pytest would import it in every run, and would have all
 of this package's modules compiled anew for their asserts, whether a project tests with them or not.
 
@@ -33,7 +35,9 @@ Needs `pip install 'tokentape[testing]'`.
 
 from __future__ import annotations
 
+from ..embedded import EmbeddedServer
+from ..script import Script
 from .fake import FakeStack
 from .stack import Stack
 
-__all__ = ["FakeStack", "Stack"]
+__all__ = ["EmbeddedServer", "FakeStack", "Script", "Stack"]

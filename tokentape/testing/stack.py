@@ -151,7 +151,7 @@ class Stack:
         return _there(self._simulator)
 
     def script(self, **fields: Any) -> Script:
-        """Set how calls are answered from now on; a field of `tokentape.simulator.Script` that is not named is as by
+        """Set how calls are answered from now on; a field of `tokentape.testing.Script` that is not named is as by
         default. One request overrides it with its own field `simulate`.
 
         `text` is what is said; `interval_ms` paces it; `fault` makes it go wrong ("status", "disconnect", …) the first
