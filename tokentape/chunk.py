@@ -55,7 +55,12 @@ class CompletionTokensDetails(ApiObject):
 
 
 class Usage(ApiObject):
-    """Token counts of the whole request. As reported: `total_tokens` is not always the sum of the other two."""
+    """Token counts of the whole request, as reported.
+
+    `prompt_tokens`, `completion_tokens`: of the question and of the answer.
+    `total_tokens`: not always the sum of the two.
+    `prompt_tokens_details`, `completion_tokens_details`: how many of them were cached, reasoning, and so on.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -152,7 +157,13 @@ class ChunkChoice(ApiObject):
 
 
 class ChatCompletionChunk(ApiObject):
-    """One chunk of a streamed answer. `created` is in Unix seconds; `choices` is empty in the chunk with the usage."""
+    """One chunk of a streamed answer, with the API's own fields.
+
+    `id`, `model`, `created` (Unix seconds), `object`, `system_fingerprint`, `service_tier`: of the whole answer.
+    `choices`: what it adds to each choice; empty in the chunk with the usage.
+    `usage`: the tokens of the request, in one of the last chunks where the upstream tells them.
+    `moderation`, `obfuscation`: as upstream sent them.
+    """
 
     id: str = ""
     object: str = "chat.completion.chunk"

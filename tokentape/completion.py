@@ -92,7 +92,13 @@ class Choice(ApiObject):
 
 
 class ChatCompletion(ApiObject):
-    """A whole answer, as the API gives it to a request that does not stream. Choices stand in order of index."""
+    """A whole answer, as the API gives it to a request that does not stream, with the API's own fields.
+
+    `id`, `model`, `created` (Unix seconds), `object`, `system_fingerprint`, `service_tier`: as upstream sent them.
+    `choices`: the answers, in order of index, each with a `message` and a `finish_reason`. `text` is that of the first.
+    `usage`: the tokens of the request, where the upstream told them.
+    `moderation`: as upstream sent it.
+    """
 
     id: str = ""
     object: str = "chat.completion"

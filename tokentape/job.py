@@ -49,9 +49,13 @@ _ROUTE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class ErrorInfo(BaseModel, frozen=True):
     """Why a job ended without a completion.
 
-    `type` is one word of a small set (`upstream_error`, `rate_limited`, `timeout`, `invalid_request`,
-    `output_too_large`, `worker_lost`, `cancelled`, `expired`, …). `message` is what upstream or the worker said,
-    shortened, without keys. `upstream_status` is the HTTP status where there was one.
+    `type`: one word of a small set (`upstream_error`, `rate_limited`, `timeout`, `invalid_request`,
+    `output_too_large`, `worker_lost`, `cancelled`, `expired`, …).
+    `message`: what upstream or the worker said, shortened, without keys.
+    `retryable`: whether the same request may succeed later.
+    `upstream_status`: the HTTP status where there was one.
+    `code`: a finer word than the type, upstream's own or the worker's, where there is one.
+    `retry_after_s`: how long upstream asked to wait, where it did.
     """
 
     type: str
@@ -99,7 +103,17 @@ class JobOptions(TypedDict, total=False):
 
 
 class ChatJob(BaseModel, frozen=True):
-    """One chat.completions request and how to run it. Frozen: build it with `ChatJob.create`."""
+    """One chat.completions request and how to run it. Frozen: build it with `ChatJob.create`.
+
+    `id`: random, or derived from tenant and idempotency key.
+    `request`: the body that is sent.
+    `upstream`: the name of one that the workers have; None, by the model.
+    `priority`: "high", "default" or "low".
+    `timeout_s`: from submit to end, the queue included.
+    `metadata`: texts by name, kept with the job and never sent.
+    `tenant`: whose job this is.
+    `native`: the request is one of the upstream's own API (Anthropic's, Gemini's), and is sent as it is.
+    """
 
     id: str
     request: dict[str, Any]
@@ -108,7 +122,6 @@ class ChatJob(BaseModel, frozen=True):
     timeout_s: float = DEFAULT_TIMEOUT_S
     metadata: dict[str, str] = Field(default_factory=dict)
     tenant: str = ""
-    #: The request is one of the upstream's own API (Anthropic's, Gemini's), and is sent as it is.
     native: bool = False
 
     @classmethod

@@ -55,7 +55,18 @@ Steps = Generator[Ask, list[Any], T]
 
 
 class JobView(BaseModel, frozen=True):
-    """A job as its tape shows it now. Times are seconds since the epoch, by the server's clock."""
+    """A job as its tape shows it now. Times are seconds since the epoch, by the server's clock.
+
+    `id`, and `object`, which is always "job".
+    `status`: "queued", "running", "waiting" (for a retry, later), "completed", "failed", "cancelled" or "expired".
+    `model`, `priority`, `metadata`: as submitted.
+    `upstream`: the one that the newest attempt calls; before the first, the one that was asked for, if any.
+    `attempts`: how many have begun.
+    `created_at`: when it was submitted. `started_at`: when the newest attempt began. `ended_at`: when it ended.
+    `deadline_at`: when it expires, or would have.
+    `error`: why it ended without a completion. `usage`: the tokens of one that ended.
+    `last_entry_id`: the id of the newest entry of its tape.
+    """
 
     id: str
     object: Literal["job"] = "job"
@@ -75,7 +86,11 @@ class JobView(BaseModel, frozen=True):
 
 
 class WorkerView(BaseModel):
-    """One worker: `lease_s` is how long its lease still holds (negative: how long it has been dead)."""
+    """One worker, by its `name`.
+
+    `lease_s`: how long its lease still holds (negative: how long it has been dead).
+    `jobs`: how many it has.
+    """
 
     name: str
     lease_s: float
@@ -83,18 +98,22 @@ class WorkerView(BaseModel):
 
 
 class Overview(BaseModel):
-    """The whole service now: enough to see why nothing moves."""
+    """The whole service now, in numbers of jobs: enough to see why nothing moves.
 
-    #: By priority.
+    `queued`: by priority.
+    `suspects`: queued too, apart from the others: two workers died with them.
+    `waiting`: for a retry, or for their turn at an upstream with limits, without a slot.
+    `running`: owned by a worker; by a dead one, too, until the others put back what it had.
+    `open`: all that have not ended, and for some seconds those that have.
+    `oldest_queued_s`: how long ago the first of those that stand in a queue was submitted; None where none does.
+    `workers`: all that hold a lease, or whose lease nobody has cleared away yet.
+    """
+
     queued: dict[str, int]
-    #: Queued too, apart from the others: two workers died with them.
     suspects: int
-    #: For a retry, or for their turn at an upstream with limits, without a slot.
     waiting: int
-    #: Owned by a worker; by a dead one, too, until the others put back what it had.
     running: int
     open: int
-    #: How long ago the first of those that stand in a queue was submitted.
     oldest_queued_s: float | None
     workers: list[WorkerView]
 

@@ -86,7 +86,13 @@ START: Final = Position(0, 0)
 
 
 class QueuedData(BaseModel, frozen=True):
-    """What `0-1` says. Times are milliseconds since the epoch, by the server's clock."""
+    """What `0-1` says. Times are milliseconds since the epoch, by the server's clock.
+
+    `format`: of the tape; a reader refuses one that it does not know.
+    `model`, `upstream` (None: by the model), `priority`, `tenant`, `metadata`, `native`: as submitted.
+    `request_sha256`: of the request's canonical JSON, in hex.
+    `submitted_at_ms`, `deadline_at_ms`: when it was submitted, and when it expires.
+    """
 
     format: int
     model: str
@@ -101,7 +107,15 @@ class QueuedData(BaseModel, frozen=True):
 
 
 class AttemptData(BaseModel, frozen=True):
-    """What `a-0` says. `reason` is why the attempt before ended; `spent` how many failed attempts count so far."""
+    """What `a-0` says.
+
+    `worker`: its name. `upstream`: the one that it calls.
+    `token`: random; another one under the same id is another attempt, after a failover that lost the first.
+    `started_at_ms`: milliseconds since the epoch, by the server's clock.
+    `reason`: why the attempt before ended; `submitted` where there was none.
+    `delivery`, `try_` (`try` in JSON): which delivery by the queue this is, and which try of that.
+    `spent`: how many failed attempts count so far.
+    """
 
     worker: str
     upstream: str | None = None
@@ -122,7 +136,14 @@ class Timings(BaseModel, frozen=True):
 
 
 class EndData(BaseModel, frozen=True):
-    """What the last entry says. `attempts` is how many had begun; `ended_at_ms` is by the server's clock."""
+    """What the last entry says.
+
+    `status`: "completed", "failed", "cancelled" or "expired".
+    `error`: why there is no completion; None where there is one.
+    `usage`: its tokens, where the upstream told them. `timings`: how long its parts took, where a worker ended it.
+    `attempts`: how many had begun.
+    `ended_at_ms`: milliseconds since the epoch, by the server's clock.
+    """
 
     status: EndStatus
     error: ErrorInfo | None = None

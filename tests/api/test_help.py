@@ -97,6 +97,15 @@ def test_a_number_of_seconds_or_bytes_has_its_unit_in_its_name(name: str) -> Non
     assert [field for field in fractions if not UNIT.search(field)] in ([], [RETRY_AFTER])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_help_says_of_every_field_what_it_is(name: str) -> None:
+    fields = set(MODELS[name].model_fields)
+
+    told = set(re.findall(r"`(\w+)`", MODELS[name].__doc__ or ""))
+
+    assert name in {"Settings", "Upstream", "testing.Script"} or fields <= told  # theirs stand beside each
+
+
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name.startswith(("Client.", "AsyncClient."))])
 def test_a_call_that_asks_a_server_tells_its_errors_and_whether_to_repeat_it(name: str) -> None:
     said = FUNCTIONS[name].__doc__ or ""
