@@ -14,7 +14,7 @@ import redis.asyncio
 from .client import BATCH_BYTES, BATCH_JOBS, DEFAULT_WAIT_S, LOOK_EVERY_S, ClientBase, as_job, batches
 from .completion import ChatCompletion
 from .connection import AsyncServer, connect_async, patiently_async
-from .errors import ClientClosed, ResultTimeout
+from .errors import ClientClosed, RedisUnavailable, ResultTimeout
 from .hub import TaskHub
 from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions, Priority
 from .operations import CLIENT_SCRIPTS, Ask, JobView, Overview, Steps
@@ -290,6 +290,9 @@ class AsyncClient(ClientBase):
             ask = next(steps)
             while True:
                 ask = steps.send(await patiently_async(functools.partial(self._send, ask), wait_s, on_trouble))
+        except RedisUnavailable as error:
+            self._locate(error, ask.server)
+            raise
         except StopIteration as done:
             result: T = done.value
             return result

@@ -13,16 +13,16 @@ import difflib
 import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Any, Final, Literal, Self, TypeVar, Unpack
 
 import redis
 import redis.asyncio
 
-from .address import is_at
+from .address import address_of, is_at
 from .catalog import Catalog
 from .completion import ChatCompletion
 from .connection import Server, connect, patiently
-from .errors import ClientClosed, InvalidRequest, ResultTimeout
+from .errors import ClientClosed, InvalidRequest, RedisUnavailable, ResultTimeout
 from .hub import ThreadHub
 from .job import DEFAULT_TIMEOUT_S, ChatJob, JobOptions, Priority
 from .masking import shown
@@ -65,6 +65,7 @@ class ClientBase:
         #: The server of the tapes, where it is not that of the queue.
         self._apart: str | None = tape_url if apart else None
         self._operations = Operations(self.settings, one_server=not apart)
+        self._address = shown(self.settings.redis_url) if connection is None else address_of(connection)
         self._catalog: Catalog | None = None
         self._catalog_until = 0.0
         self._closed = False
@@ -73,6 +74,12 @@ class ClientBase:
         """For each call to a server: a pool that was closed would open connections again, and nobody close them."""
         if self._closed:
             raise ClientClosed("the client is closed")
+
+    def _locate(self, error: RedisUnavailable, server: Literal["tape", "queue"]) -> None:
+        """Add which server it was to what is raised."""
+        error.url = shown(self._apart) if server == "tape" and self._apart else self._address
+        if error.url:
+            error.add_note(f"asked {error.url}")
 
     @staticmethod
     def _job(
@@ -388,6 +395,9 @@ class Client(ClientBase):
             ask = next(steps)
             while True:
                 ask = steps.send(patiently(functools.partial(self._send, ask), wait_s, on_trouble))
+        except RedisUnavailable as error:
+            self._locate(error, ask.server)
+            raise
         except StopIteration as done:
             result: T = done.value
             return result

@@ -138,11 +138,13 @@ class RedisUnavailable(TokentapeError, ConnectionError):
     """The server did not answer before the caller's deadline. Submitting again with the same key is safe.
 
     `login_refused`: it did answer, but with a refusal of the user or the password, or of having none.
+    `url`: which server was asked, its password masked; None where that is not known. A note of the error says it too.
     """
 
     def __init__(self, message: str, *, login_refused: bool = False) -> None:
         super().__init__(message)
         self.login_refused = login_refused
+        self.url: str | None = None
 
 
 class ClientClosed(TokentapeError, RuntimeError):

@@ -10,7 +10,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from tokentape import AsyncClient, Client, Settings
+from tokentape import AsyncClient, Client, RedisUnavailable, Settings
 from tokentape.embedded import EmbeddedServer
 
 QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -114,3 +114,60 @@ def test_a_client_closes_the_connections_that_it_opened_and_no_other(
         with redis.Redis.from_url(tape_server.url) as looking:
             while "opened" in {one["name"] for one in looking.client_list()}:
                 pass
+
+
+UNREACHABLE: list[tuple[dict[str, Any], str]] = [
+    ({"settings": Settings.load({}, redis_url=ELSEWHERE, redis_wait_s=0.01)}, "redis://:***@127.0.0.1:1/0"),
+    ({"url": "redis://127.0.0.1:1/3"}, "redis://127.0.0.1:1/3"),
+    ({"url": "unix:///nowhere/redis.sock"}, "unix:///nowhere/redis.sock"),
+    ({"connection": redis.Redis(port=1, password="secret")}, "redis://localhost:1/0"),
+    ({"connection": redis.Redis(host="::1", port=1, ssl=True, db=2)}, "rediss://[::1]:1/2"),
+    ({"connection": redis.Redis(unix_socket_path="/nowhere/redis.sock")}, "unix:///nowhere/redis.sock?db=0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "address"), UNREACHABLE)
+def test_a_server_that_does_not_answer_is_told_by_its_address(
+    arguments: dict[str, Any], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENTAPE_REDIS_WAIT_S", "0.01")
+
+    with Client(**arguments) as client, pytest.raises(RedisUnavailable) as unavailable:
+        client.overview()
+
+    assert unavailable.value.url == address
+    assert unavailable.value.__notes__ == [f"asked {address}"]
+    assert "secret" not in str(unavailable.value)
+
+
+async def test_it_is_the_address_of_the_tapes_where_those_stand_elsewhere(redis_url: str) -> None:
+    settings = Settings.load({}, redis_url=redis_url, tape_url=ELSEWHERE, redis_wait_s=0.01)
+
+    with Client(settings=settings) as client, pytest.raises(RedisUnavailable) as unavailable:
+        client.status(f"job_{32 * '0'}")
+    assert unavailable.value.url == "redis://:***@127.0.0.1:1/0"
+
+    async with AsyncClient(settings=settings) as waiting:
+        with pytest.raises(RedisUnavailable) as unavailable:
+            await waiting.status(f"job_{32 * '0'}")
+    assert unavailable.value.url == "redis://:***@127.0.0.1:1/0"
+
+
+def test_a_connection_that_does_not_know_its_address_is_none() -> None:
+    pool: Any = redis.ConnectionPool(connection_class=Lost)
+    settings = Settings.load({}, redis_wait_s=0.01)
+
+    client = Client(connection=redis.Redis(connection_pool=pool), settings=settings)
+
+    with client, pytest.raises(RedisUnavailable) as unavailable:
+        client.overview()
+
+    assert unavailable.value.url is None
+    assert not hasattr(unavailable.value, "__notes__")
+
+
+class Lost(redis.Connection):
+    """As one of Sentinel's while no master is known."""
+
+    def connect(self) -> None:
+        raise redis.ConnectionError("no master")
