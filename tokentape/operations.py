@@ -192,6 +192,7 @@ class Operations:
 
     @property
     def _margin_s(self) -> float:
+        # An ended job is kept for its retention; one that nobody could end, all workers being away, no shorter.
         return max(self.settings.expiry_margin_s, self.settings.retention_s)
 
     def check_upstream(self, name: str) -> Steps[None]:

@@ -211,7 +211,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
 
     #: How long tape and result live after the end.
     retention_s: Seconds = 86_400.0
-    #: How much longer than its deadline the tape of an unfinished job lives.
+    #: How long an unfinished job's tape outlives its deadline, to be ended late; at least as long as `retention_s`.
     expiry_margin_s: Seconds = 86_400.0
 
     #: Chunks of one job, as JSON; beyond it the job ends `output_too_large`.
