@@ -12,19 +12,24 @@ import pytest
 
 from tokentape import (
     AsyncClient,
+    ChatCompletionChunk,
     Client,
+    EndData,
     ExtraMissing,
     IdempotencyConflict,
     JobCancelled,
+    JobExpired,
     JobFailed,
     JobNotFound,
     Restarted,
     TokentapeError,
+    Usage,
 )
 from tokentape.testing import FakeStack
 
 pytest_plugins = ["tokentape.testing.plugin"]
 
+COUNTS = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
 QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "The capital of France?"}]}
 
 
@@ -144,6 +149,81 @@ def test_a_cancelled_job_takes_nothing_more(tokentape_fake: FakeStack) -> None:
         tokentape_fake.answer(job.id, "Paris")
     with pytest.raises(JobCancelled):
         job.result()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_job_that_is_cancelled_stands_in_no_queue(tokentape_fake: FakeStack, *, begun: bool) -> None:
+    job, other = (tokentape_fake.client().submit(**QUESTION) for _ in range(2))
+    if begun:
+        tokentape_fake.say(job.id, "Par")
+
+    job.cancel()
+
+    overview = tokentape_fake.client().overview()
+    assert (overview.queued["default"], overview.open, overview.running) == (1, 1, 0)
+    assert tokentape_fake.queued() == [other.id]
+
+
+async def test_an_asyncio_client_sees_a_cancelled_job_in_no_queue_either(tokentape_fake: FakeStack) -> None:
+    async with tokentape_fake.async_client() as client:
+        job = await client.submit(**QUESTION)
+        await job.cancel()
+
+        overview = await client.overview()
+
+    assert (overview.queued["default"], overview.open) == (0, 0)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_expired_job_is_raised_as_one(tokentape_fake: FakeStack, *, begun: bool) -> None:
+    job = tokentape_fake.client().submit(**QUESTION)
+    if begun:
+        tokentape_fake.say(job.id, "Par")
+
+    tokentape_fake.expire(job.id)
+
+    with pytest.raises(JobExpired, match="deadline"):
+        job.result()
+    assert job.status().status == "expired"
+    assert tokentape_fake.queued() == []
+    assert tokentape_fake.client().overview().open == 0
+    with pytest.raises(TokentapeError, match="nothing more"):
+        tokentape_fake.expire(job.id)
+
+
+@pytest.mark.parametrize("usage", [COUNTS, Usage.model_validate(COUNTS)], ids=["dict", "Usage"])
+def test_an_answer_says_what_it_took(tokentape_fake: FakeStack, usage: dict[str, int] | Usage) -> None:
+    job = tokentape_fake.client().submit(**QUESTION)
+
+    tokentape_fake.answer(job.id, "Paris", usage=usage)
+
+    assert job.result().usage == job.status().usage == Usage.model_validate(COUNTS)
+    ended = [entry.data for entry in job.follow()][-2:]
+    assert [one.usage for one in ended if isinstance(one, ChatCompletionChunk | EndData)] == [
+        Usage.model_validate(COUNTS)
+    ] * 2
+
+
+def test_an_answer_without_usage_has_none(tokentape_fake: FakeStack) -> None:
+    job = tokentape_fake.client().submit(**QUESTION)
+
+    tokentape_fake.answer(job.id, "Paris")
+
+    assert (job.result().usage, job.status().usage) == (None, None)
+
+
+def test_an_answer_has_as_many_choices_as_were_said(tokentape_fake: FakeStack) -> None:
+    job = tokentape_fake.client().submit(**QUESTION, n=2)
+
+    tokentape_fake.say(job.id, "Lyon", choice=1)
+    tokentape_fake.answer(job.id, "Paris")
+
+    completion = job.result()
+    assert [(one.message.content, one.finish_reason) for one in completion.choices] == [
+        ("Paris", "stop"),
+        ("Lyon", "stop"),
+    ]
+    assert list(job.text(choice=1)) == ["Lyon"]
 
 
 def test_idempotency_keys_are_those_of_the_real_thing(tokentape_fake: FakeStack) -> None:

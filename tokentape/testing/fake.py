@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ..async_client import AsyncClient
-from ..chunk import ChatCompletionChunk
+from ..chunk import ChatCompletionChunk, Usage
 from ..client import Client
 from ..completion import Fold
 from ..connection import Server
 from ..errors import ExtraMissing, JobNotFound, TokentapeError
 from ..job import ErrorInfo
+from ..operations import Overview
 from ..queue import QueueKeys
 from ..scripts import Command
 from ..settings import Settings
@@ -28,6 +30,7 @@ from ..tape import SCRIPTS, EndData, Position, QueuedData, Tape, decode_entry, t
 
 if TYPE_CHECKING:
     import redis
+    import redis.asyncio
 
 #: What the entries name as the worker.
 WORKER: Final = "fake"
@@ -44,6 +47,32 @@ class _Attempt:
     model: str
     seq: int = 1
     fold: Fold = field(default_factory=Fold)
+    #: The choices that have said something: each is finished with the answer.
+    choices: set[int] = field(default_factory=lambda: {0})
+
+
+class _Client(Client):
+    """A client whose overview a worker has swept for."""
+
+    def __init__(self, fake: FakeStack) -> None:
+        super().__init__(connection=fake.redis, settings=fake.settings)
+        self._fake = fake
+
+    def overview(self) -> Overview:
+        self._fake.sweep()
+        return super().overview()
+
+
+class _AsyncClient(AsyncClient):
+    """The same for asyncio."""
+
+    def __init__(self, fake: FakeStack, connection: redis.asyncio.Redis) -> None:
+        super().__init__(connection=connection, settings=fake.settings)
+        self._fake = fake
+
+    async def overview(self) -> Overview:
+        self._fake.sweep()
+        return await super().overview()
 
 
 class FakeStack:
@@ -85,18 +114,22 @@ class FakeStack:
 
     def client(self) -> Client:
         """A new client. Closed when the stack stops; closing it before is fine."""
-        client = Client(connection=self.redis, settings=self.settings)
+        client = _Client(self)
         self._clients.append(client)
         return client
 
     def async_client(self) -> AsyncClient:
         """A new asyncio client, for the running loop: `async with fake.async_client() as client`."""
-        return AsyncClient(connection=self._fakeredis.FakeAsyncRedis(server=self._server), settings=self.settings)
+        return _AsyncClient(self, self._fakeredis.FakeAsyncRedis(server=self._server))
 
     # ---- what was submitted
 
     def queued(self) -> list[str]:
-        """The ids of the jobs that nobody has answered yet, in the order in which a worker would take them."""
+        """The ids of the jobs that nobody has answered yet, in the order in which a worker would take them.
+
+        One that was cancelled meanwhile is none of them.
+        """
+        self.sweep()
         return [text_of(job_id) for key in self._keys.queues for job_id in self.redis.lrange(key, 0, -1)]
 
     def request(self, job_id: str) -> dict[str, Any]:
@@ -109,23 +142,37 @@ class FakeStack:
 
     # ---- what a worker does
 
-    def say(self, job_id: str, *pieces: str | dict[str, Any]) -> None:
+    def say(self, job_id: str, *pieces: str | dict[str, Any], choice: int = 0) -> None:
         """Add chunks to the job's answer, which begins if it has not: a chunk for each text, or for each `delta` of a
-        chat.completion.chunk, as in `{"tool_calls": […]}`.
+        chat.completion.chunk, as in `{"tool_calls": […]}`. `choice`: which of several answers it is.
 
         Raises JobNotFound, and TokentapeError where the job has ended, by a cancel for instance. Repeating it says the
         pieces once more.
         """
         attempt = self._attempts.get(job_id) or self._begin(job_id, "submitted")
         for piece in pieces:
-            self._add(job_id, attempt, {"content": piece} if isinstance(piece, str) else piece, None)
+            self._add(job_id, attempt, {"content": piece} if isinstance(piece, str) else piece, choice=choice)
 
-    def answer(self, job_id: str, *pieces: str | dict[str, Any], finish_reason: str = "stop") -> None:
-        """Say the pieces, and complete the job. Raises as say() does."""
+    def answer(
+        self,
+        job_id: str,
+        *pieces: str | dict[str, Any],
+        finish_reason: str = "stop",
+        usage: Usage | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Say the pieces, finish every choice, and complete the job. Raises as say() does.
+
+        `usage`: the tokens that it took, in a last chunk, as in `{"prompt_tokens": 7, "completion_tokens": 2}`.
+        """
         self.say(job_id, *pieces)
         attempt = self._attempts[job_id]
-        self._add(job_id, attempt, {}, finish_reason)
-        self._end(job_id, EndData(status="completed", attempts=attempt.number), attempt.fold.completion().to_json())
+        for choice in sorted(attempt.choices):
+            self._add(job_id, attempt, {}, choice=choice, finish_reason=finish_reason)
+        counts = None if usage is None else Usage.model_validate(usage)
+        if counts is not None:
+            self._append(job_id, attempt, {"choices": [], "usage": counts.model_dump(exclude_unset=True)})
+        end = EndData(status="completed", usage=counts, attempts=attempt.number)
+        self._end(job_id, end, attempt.fold.completion().to_json())
 
     def fail(
         self,
@@ -141,12 +188,32 @@ class FakeStack:
         error = ErrorInfo(type=error_type, message=message, retryable=retryable, upstream_status=upstream_status)
         self._end(job_id, EndData(status="failed", error=error, attempts=self._attempts[job_id].number), b"")
 
+    def expire(self, job_id: str) -> None:
+        """End the job as one whose `timeout_s` is over: JobExpired. What was said stays readable.
+
+        Raises JobNotFound, and TokentapeError where the job has ended.
+        """
+        error = ErrorInfo(type="expired", message="the job's deadline passed", retryable=True)
+        self._ask(job_id, self._tape(job_id).settle("expired", error, self.settings.retention_s), "ok")
+        self._gone(job_id)
+
     def restart(self, job_id: str, reason: str = "worker_lost") -> None:
         """Begin the next attempt, as after a worker's death: what was said is void, and readers are told so.
 
         Raises as say() does.
         """
         self._begin(job_id, reason)
+
+    def sweep(self) -> None:
+        """Take jobs that clients have cancelled out of the queue's books. queued() and overview() do so by themselves.
+
+        Safe to repeat.
+        """
+        for member in self.redis.execute_command("ZRANGE", self._keys.open, 0, -1):
+            job_id = text_of(member)
+            rows = self.redis.execute_command(*self._tape(job_id).last())
+            if not rows or decode_entry(job_id, rows[0]).kind == "end":
+                self._gone(job_id)
 
     # ---- the tape
 
@@ -178,17 +245,30 @@ class FakeStack:
             self.redis.lrem(key, 0, job_id)
         self.redis.hset(self._keys.owners, job_id, f"{WORKER}|{delivery}|0")
         attempt = self._attempts[job_id] = _Attempt(int(reply[1]), token, head.model)
-        self._add(job_id, attempt, {"role": "assistant"}, None)
+        self._add(job_id, attempt, {"role": "assistant"})
         return attempt
 
-    def _add(self, job_id: str, attempt: _Attempt, delta: dict[str, Any], finish_reason: str | None) -> None:
+    def _add(
+        self,
+        job_id: str,
+        attempt: _Attempt,
+        delta: dict[str, Any],
+        *,
+        choice: int = 0,
+        finish_reason: str | None = None,
+    ) -> None:
+        attempt.choices.add(choice)
+        said = {"index": choice, "delta": delta, "finish_reason": finish_reason}
+        self._append(job_id, attempt, {"choices": [said]})
+
+    def _append(self, job_id: str, attempt: _Attempt, fields: dict[str, Any]) -> None:
         chunk = ChatCompletionChunk.model_validate(
             {
                 "id": f"chatcmpl-{job_id[4:]}",
                 "object": "chat.completion.chunk",
                 "created": int(time.time()),
                 "model": attempt.model,
-                "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+                **fields,
             }
         )
         tape = self._tape(job_id)
