@@ -21,6 +21,7 @@ from tokentape.embedded import bundled_binary
 from .conftest import ROOT
 
 FILE = ROOT / "docker-compose.yml"
+DOCS = ROOT / "docs/deployment.md"
 OURS = ("worker", "producer", "simulator")
 
 
@@ -95,25 +96,57 @@ def test_the_commands_are_ours(compose: dict[str, Any]) -> None:
     assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
+class Valkey:
+    """The server as the file starts it, but for its folders and the port."""
+
+    def __init__(self, service: dict[str, Any], folder: Path, binary: Path) -> None:
+        self.socket = folder / "server.socket"
+        self.password_file = folder / "redis_password"
+        self._folder = folder
+        self._service = service
+        (folder / "bin").mkdir()
+        (folder / "bin/valkey-server").symlink_to(binary)
+
+    def _here(self, script: str) -> str:
+        return script.replace("$$", "$").replace("/run/secrets", str(self._folder)).replace("/data", str(self._folder))
+
+    def _environment(self) -> dict[str, str]:
+        return {"PATH": f"{self._folder}/bin:/usr/bin:/bin", "MAXMEMORY": "100mb"}
+
+    def start(self) -> subprocess.Popen[str]:
+        *shell, script = self._service["command"]
+        script = self._here(script).replace("appendonly", f"port 0\nunixsocket {self.socket}\nappendonly", 1)
+        command = [shutil.which(shell[0]) or "sh", *shell[1:], script]
+        return subprocess.Popen(command, env=self._environment(), stderr=subprocess.PIPE, text=True)
+
+    def healthy(self, cli: str) -> bool:
+        """What the health check says where `valkey-cli` is this script."""
+        program = self._folder / "bin/valkey-cli"
+        program.write_text(f"#!/bin/sh\n{cli}\n")
+        program.chmod(0o755)
+        kind, script = self._service["healthcheck"]["test"]
+        assert kind == "CMD-SHELL"
+        done = subprocess.run(["sh", "-c", self._here(script)], env=self._environment(), check=False, timeout=30)
+        return done.returncode == 0
+
+
 @pytest.fixture
-def server(compose: dict[str, Any], tmp_path: Path, server_binary: Path | None) -> Iterator[tuple[str, str]]:
-    """The server as the file starts it, but for its folders, the port and how much it may take. -> URL, password"""
-    binary = server_binary or bundled_binary()
-    (tmp_path / "redis_password").write_text("a-password-of-the-test\n")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/valkey-server").symlink_to(binary)
-    *shell, script = compose["services"]["valkey"]["command"]
-    script = script.replace("$$", "$").replace("/run/secrets", str(tmp_path)).replace("/data", str(tmp_path))
-    socket = tmp_path / "server.socket"
-    script = script.replace("appendonly", f"port 0\nunixsocket {socket}\nappendonly", 1)
-    environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "MAXMEMORY": "100mb"}
-    process = subprocess.Popen([shutil.which(shell[0]) or "sh", *shell[1:], script], env=environment)
+def valkey_service(compose: dict[str, Any], tmp_path: Path, server_binary: Path | None) -> Valkey:
+    return Valkey(compose["services"]["valkey"], tmp_path, server_binary or bundled_binary())
+
+
+@pytest.fixture
+def server(valkey_service: Valkey) -> Iterator[tuple[str, str]]:
+    """It runs. -> URL, password"""
+    valkey_service.password_file.write_text("a-password-of-the-test\n")
+    process = valkey_service.start()
     try:
-        wait_until(socket.exists)
-        yield f"unix://{socket}", "a-password-of-the-test"
+        wait_until(valkey_service.socket.exists)
+        yield f"unix://{valkey_service.socket}", "a-password-of-the-test"
     finally:
         process.terminate()  # the shell has become the server
-        assert process.wait(timeout=30) == 0
+        process.communicate(timeout=30)
+        assert process.returncode == 0
 
 
 def test_the_server_keeps_everything_and_wants_the_password(server: tuple[str, str]) -> None:
@@ -128,3 +161,45 @@ def test_the_server_keeps_everything_and_wants_the_password(server: tuple[str, s
         }
     with redis.Redis.from_url(url) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
+
+
+@pytest.mark.parametrize("content", [None, "", " \n\t\r\n"], ids=["missing", "empty", "blank"])
+def test_no_server_starts_without_a_password(valkey_service: Valkey, content: str | None) -> None:
+    if content is not None:
+        valkey_service.password_file.write_text(content)
+
+    process = valkey_service.start()
+    try:
+        said = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+
+    assert process.returncode == 1
+    assert "secrets/redis_password is empty, or cannot be read" in said
+    assert not valkey_service.socket.exists()
+    assert not valkey_service.healthy("echo PONG")
+
+
+def test_a_server_is_healthy_that_answers_with_the_password(valkey_service: Valkey) -> None:
+    valkey_service.password_file.write_text("a-password\r\n")
+
+    assert valkey_service.healthy('[ "$REDISCLI_AUTH $*" = "a-password ping" ] && echo PONG')
+    assert not valkey_service.healthy("echo LOADING Valkey is loading the dataset in memory")
+    assert not valkey_service.healthy("echo Could not connect; exit 1")
+
+
+def test_the_commands_that_make_the_secrets_are_in_the_file_as_in_the_docs() -> None:
+    (commands,) = re.findall(r"^```\n(mkdir .*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    assert all(f"#   {line}\n" in FILE.read_text() for line in commands.splitlines())
+
+
+def test_containers_can_read_the_secrets_that_the_commands_make(tmp_path: Path) -> None:
+    (commands,) = re.findall(r"^```\n(mkdir .*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "openssl").write_text("#!/bin/sh\necho 5eed\n")
+    (tmp_path / "openssl").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OPENAI_API_KEY": "a-key"}
+    subprocess.run(["sh", "-euc", f"umask 077\n{commands}"], cwd=tmp_path, env=environment, check=True, timeout=30)
+
+    made = {file.name: (file.stat().st_mode & 0o777, file.read_text()) for file in (tmp_path / "secrets").iterdir()}
+    assert made == {"redis_password": (0o644, "5eed\n"), "openai_api_key": (0o644, "a-key")}
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
