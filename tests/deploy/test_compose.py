@@ -56,6 +56,15 @@ def test_workers_can_be_many(compose: dict[str, Any]) -> None:
     assert seconds(worker["stop_grace_period"]) > worker["environment"]["TOKENTAPE_GRACE_S"]
 
 
+def test_each_image_of_ours_is_built_once_and_never_pulled(compose: dict[str, Any]) -> None:
+    services = [compose["services"][name] for name in OURS]
+    built = {service["image"]: service["build"]["dockerfile"] for service in services if "build" in service}
+    assert built == {f"tokentape-{name}": f"{name}/Dockerfile" for name in ("worker", "producer")}
+    assert sum("build" in service for service in services) == len(built)
+    assert all(service["image"] in built for service in services)
+    assert all(service["pull_policy"] == ("build" if "build" in service else "never") for service in services)
+
+
 @pytest.mark.parametrize("name", ["valkey", *OURS])
 def test_containers_may_do_little(compose: dict[str, Any], name: str) -> None:
     service = compose["services"][name]
@@ -193,13 +202,18 @@ def test_the_commands_that_make_the_secrets_are_in_the_file_as_in_the_docs() -> 
     assert all(f"#   {line}\n" in FILE.read_text() for line in commands.splitlines())
 
 
-def test_containers_can_read_the_secrets_that_the_commands_make(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [({"OPENAI_API_KEY": "a-key"}, "a-key"), ({"OPENAI_API_KEY": ""}, "none"), ({}, "none")],
+    ids=["key", "empty", "keyless"],
+)
+def test_containers_can_read_the_secrets_that_the_commands_make(tmp_path: Path, keys: dict[str, str], key: str) -> None:
     (commands,) = re.findall(r"^```\n(mkdir .*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "openssl").write_text("#!/bin/sh\necho 5eed\n")
     (tmp_path / "openssl").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OPENAI_API_KEY": "a-key"}
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", **keys}
     subprocess.run(["sh", "-euc", f"umask 077\n{commands}"], cwd=tmp_path, env=environment, check=True, timeout=30)
 
     made = {file.name: (file.stat().st_mode & 0o777, file.read_text()) for file in (tmp_path / "secrets").iterdir()}
-    assert made == {"redis_password": (0o644, "5eed\n"), "openai_api_key": (0o644, "a-key")}
+    assert made == {"redis_password": (0o644, "5eed\n"), "openai_api_key": (0o644, key)}
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
