@@ -43,6 +43,16 @@ class Guarded:
         return redis.Redis.from_url(self.settings(user).redis_url)
 
 
+def answers(connection: redis.Redis) -> bool:
+    """Whether a server that was just started listens, and has loaded what it kept."""
+    try:
+        return bool(connection.ping())
+    except redis.ConnectionError as error:
+        if isinstance(error, redis.AuthenticationError):
+            raise
+        return False
+
+
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory, server_binary: Path | None) -> Iterator[Guarded]:
     folder = tmp_path_factory.mktemp("acl")

@@ -18,7 +18,7 @@ from tests.service.conftest import wait_until
 from tokentape import Settings
 from tokentape.embedded import bundled_binary
 
-from .conftest import ROOT
+from .conftest import ROOT, answers
 
 FILE = ROOT / "docker-compose.yml"
 DOCS = ROOT / "docs/deployment.md"
@@ -150,8 +150,10 @@ def server(valkey_service: Valkey) -> Iterator[tuple[str, str]]:
     valkey_service.password_file.write_text("a-password-of-the-test\n")
     process = valkey_service.start()
     try:
-        wait_until(valkey_service.socket.exists)
-        yield f"unix://{valkey_service.socket}", "a-password-of-the-test"
+        url, password = f"unix://{valkey_service.socket}", "a-password-of-the-test"
+        with redis.Redis.from_url(url, password=password) as client:
+            wait_until(lambda: answers(client))
+        yield url, password
     finally:
         process.terminate()  # the shell has become the server
         process.communicate(timeout=30)
@@ -162,9 +164,10 @@ def test_the_server_keeps_everything_and_wants_the_password(server: tuple[str, s
     url, password = server
     with redis.Redis.from_url(url, password=password) as client:
         assert client.ping()
-        assert client.config_get("appendonly", "appendfsync", "maxmemory-policy", "maxmemory") == {
+        assert client.config_get("appendonly", "appendfsync", "save", "maxmemory-policy", "maxmemory") == {
             "appendonly": "yes",
             "appendfsync": "everysec",
+            "save": "",
             "maxmemory-policy": "noeviction",
             "maxmemory": str(100 * 1024 * 1024),
         }
