@@ -17,6 +17,8 @@ from tokentape.embedded import EmbeddedServer
 ROOT = Path(__file__).parents[2]
 #: Not the default, so that the tests see whether the namespace is replaced everywhere.
 NAMESPACE = "blue"
+#: Another one on the same server, whose name begins with that of the first.
+NEIGHBOUR = "blue-eu"
 USERS = ("client", "worker", "service", "scaler")
 
 
@@ -58,11 +60,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, server_binary: Path | None
     folder = tmp_path_factory.mktemp("acl")
     passwords = folder / "passwords"
     passwords.mkdir()
-    for name in ("default", *(f"{NAMESPACE}-{user}" for user in USERS)):
+    for name in ("default", *(f"{namespace}-{user}" for namespace in (NAMESPACE, NEIGHBOUR) for user in USERS)):
         (passwords / name).write_text(f"{secrets.token_hex(16)}\n")
-    rendered = subprocess.run(
-        [ROOT / "deploy/redis/render", NAMESPACE, passwords], capture_output=True, text=True, check=True, timeout=30
-    ).stdout
+    render = [ROOT / "deploy/redis/render", f"{NAMESPACE},{NEIGHBOUR}", passwords]
+    rendered = subprocess.run(render, capture_output=True, text=True, check=True, timeout=30).stdout
     file = folder / "users.acl"
     file.write_text("user default on nopass ~* &* +@all\n")  # until its owner has found that the server answers
     with EmbeddedServer(config={"aclfile": str(file)}, binary=server_binary) as server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -256,24 +257,62 @@ def test_nobody_comes_in_without_a_password(guarded: Guarded) -> None:
         connection.ping()
 
 
-def test_a_user_without_a_password_file_cannot_log_in(tmp_path: Path) -> None:
+def render(namespaces: str, passwords: Path) -> subprocess.CompletedProcess[str]:
+    command = [ROOT / "deploy/redis/render", namespaces, passwords]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def hashed(password: str) -> str:
+    return f" #{hashlib.sha256(password.encode()).hexdigest()}"
+
+
+@pytest.mark.parametrize("content", [None, "", " \n\t\r\n"], ids=["missing", "empty", "blank"])
+def test_a_user_without_a_password_cannot_log_in(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / "default").write_text("k-secret")
+    if content is not None:
+        for user in USERS:
+            (tmp_path / f"blue-{user}").write_text(content)
+
+    done = render("blue", tmp_path)
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()}
+
+    assert done.returncode == 0
+    assert set(lines) == {"default", *(f"blue-{user}" for user in USERS)}
+    assert lines.pop("default").endswith(hashed("k-secret"))
+    assert not re.search("#|>|nopass", "".join(lines.values()))
+
+
+def test_several_namespaces_share_one_operator(tmp_path: Path) -> None:
+    (tmp_path / "default").write_text("k-default\n")
+    (tmp_path / "blue-eu-client").write_text("\t k secret \r\n")
+
+    done = render("blue,blue-eu,green", tmp_path)
+    lines = done.stdout.splitlines()
+    names = [line.split()[1] for line in lines]
+
+    assert names.count("default") == 1
+    assert len(names) == len(set(names)) == 1 + 3 * len(USERS)
+    assert {f"{namespace}-{user}" for namespace in ("blue", "blue-eu", "green") for user in USERS} < set(names)
+    assert [line.split()[1] for line in lines if line.endswith(hashed("k secret"))] == ["blue-eu-client"]
+    assert "tokentape" not in done.stdout
+
+
+@pytest.mark.parametrize("content", [None, "", " \n\t\r\n"], ids=["missing", "empty", "blank"])
+def test_no_file_is_rendered_that_leaves_the_server_open(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "default").write_text(content)
+
+    done = render("blue", tmp_path)
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("namespaces", ["", ",", "blue,", ",blue", "blue,,green", "blue green", "blue/", "*"])
+def test_what_is_no_namespace_is_refused(tmp_path: Path, namespaces: str) -> None:
     (tmp_path / "default").write_text("k-secret")
 
-    lines = subprocess.run(
-        [ROOT / "deploy/redis/render", "blue", tmp_path], capture_output=True, text=True, check=True, timeout=30
-    ).stdout.splitlines()
-
-    assert [line.split()[1] for line in lines] == ["default", *(f"blue-{u}" for u in USERS[:1]), "blue-service",
-                                                   "blue-worker", "blue-scaler"]  # fmt: skip
-    assert [bool(re.search(r" #[0-9a-f]{64}$", line)) for line in lines] == [True, False, False, False, False]
-    assert "k-secret" not in "".join(lines)
-    assert "nopass" not in "".join(lines)
-
-
-def test_no_file_is_rendered_that_leaves_the_server_open(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [ROOT / "deploy/redis/render", "blue", tmp_path], capture_output=True, text=True, check=False, timeout=30
-    )
+    done = render(namespaces, tmp_path)
 
     assert done.returncode == 2
     assert done.stdout == ""
