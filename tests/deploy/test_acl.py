@@ -24,14 +24,49 @@ from tokentape.queue import QueueKeys
 from tokentape.simulator import SimulatorThread, expected_text
 from tokentape_worker.embedded import EmbeddedWorker
 
-from .conftest import NAMESPACE, ROOT, USERS, Guarded
+from .conftest import NAMESPACE, NEIGHBOUR, ROOT, USERS, Guarded
 
 pytestmark = pytest.mark.server_contract
 
 KEYS = QueueKeys(NAMESPACE)
 JOB = "job_3f" + 30 * "0"
 TAPE = f"{NAMESPACE}:{{3f}}:{JOB}:tape"
+RESULT, REQUEST = TAPE.replace(":tape", ":result"), TAPE.replace(":tape", ":request")
 OTHERS_TAPE = f"green:{{3f}}:{JOB}:tape"
+NEIGHBOURS = QueueKeys(NEIGHBOUR)
+NEIGHBOURS_TAPE = f"{NEIGHBOUR}:{{3f}}:{JOB}:tape"
+
+#: What KEDA's Redis scaler sends: pkg/scalers/redis_scaler.go of github.com/kedacore/keda, in 2.16 and since.
+KEDAS_SCRIPTS = (
+    """
+		local listName = KEYS[1]
+		local listType = redis.call('type', listName).ok
+		local cmd = {
+			zset = 'zcard',
+			set = 'scard',
+			list = 'llen',
+			hash = 'hlen',
+			none = 'llen'
+		}
+
+		return redis.call(cmd[listType], listName)
+	""",
+    """
+		local listName = KEYS[1]
+		local listType = redis.call('type', listName).ok
+		if listType == 'zset' then
+			return redis.call('zcard', listName)
+		elseif listType == 'set' then
+			return redis.call('scard', listName)
+		elseif listType == 'hash' then
+			return redis.call('hlen', listName)
+		elseif listType == 'list' or listType == 'none' then
+			return redis.call('llen', listName)
+		else
+			return redis.error_reply('ERR unsupported key type: ' .. listType)
+		end
+	""",
+)
 
 #: What no user but the operator may do.
 FORBIDDEN = [
@@ -45,6 +80,14 @@ FORBIDDEN = [
     ("XRANGE", OTHERS_TAPE, "-", "+"), ("XADD", OTHERS_TAPE, "9-0", "kind", "end"), ("HGETALL", "green:owners"),
     ("LRANGE", "rq:queue:green-default", "0", "-1"), ("RPUSH", "rq:queue:green-default", JOB),
     ("LPOP", "rq:queue:another"), ("HGETALL", "rq:job:another"), ("SET", "rq:queues", "x"),
+    ("DEL", RESULT), ("DEL", REQUEST), ("UNLINK", REQUEST), ("GETDEL", RESULT), ("DEL", KEYS.queue("default")),
+    ("LINDEX", NEIGHBOURS.queue("default"), "0"), ("RPUSH", NEIGHBOURS.queue("high"), JOB),
+    ("LPOP", NEIGHBOURS.queue("low")), ("LLEN", NEIGHBOURS.queue("default")),
+    ("ZADD", f"rq:finished:{NEIGHBOUR}-default", "1", JOB), ("ZADD", f"rq:wip:{NEIGHBOUR}-default", "1", JOB),
+    ("ZREM", f"rq:failed:{NEIGHBOUR}-low", JOB), ("ZREM", f"rq:canceled:{NEIGHBOUR}-high", JOB),
+    ("ZADD", f"rq:scheduled:{NEIGHBOUR}-high", "1", JOB), ("SREM", f"rq:workers:{NEIGHBOUR}-default", "x"),
+    ("XRANGE", NEIGHBOURS_TAPE, "-", "+"), ("PEXPIRE", NEIGHBOURS_TAPE, "0"), ("HLEN", NEIGHBOURS.owners),
+    ("CLIENT", "TRACKING", "ON"), ("SCRIPT", "KILL"),
 ]  # fmt: skip
 
 #: What a worker may, and those who submit may not.
@@ -52,7 +95,17 @@ WORKERS_ALONE = [
     ("LPOP", KEYS.queue("default")), ("LREM", KEYS.queue("default"), "0", JOB), ("HSET", KEYS.owners, JOB, "x|1|0"),
     ("HDEL", KEYS.owners, JOB), ("ZADD", KEYS.leases, "1", "x"), ("ZREM", KEYS.open, JOB),
     ("SET", f"{NAMESPACE}:{{3f}}:{JOB}:result", "{}"), ("GET", f"{NAMESPACE}:{{3f}}:{JOB}:request"),
-    ("HSET", KEYS.upstreams, "x", "{}"), ("SUBSCRIBE", "rq:pubsub:x"),
+    ("HSET", KEYS.upstreams, "x", "{}"), ("SUBSCRIBE", "rq:pubsub:x"), ("ZRANGE", KEYS.open, "0", "-1"),
+    ("LINDEX", KEYS.worker_jobs("x"), "0"),
+]  # fmt: skip
+
+
+#: What a client can destroy or forge, as users.acl and docs/deployment.md say.
+STILL_POSSIBLE = [
+    ("PEXPIRE", TAPE, "0"), ("PEXPIRE", RESULT, "0"), ("PEXPIRE", REQUEST, "0"),
+    ("XADD", TAPE, "MAXLEN", "0", "9-0", "kind", "x"), ("XADD", TAPE, "9-0", "kind", "end", "data", "{}"),
+    ("SET", REQUEST, "{}"), ("RPUSH", KEYS.queue("default"), "x"), ("ZADD", KEYS.open, "1", JOB),
+    ("HSET", "rq:job:job_of_another_namespace", "data", "x"),
 ]  # fmt: skip
 
 
@@ -209,14 +262,15 @@ def test_a_batch_runs_as_the_service(life: Life, tmp_path: Path) -> None:
 def test_the_scaler_counts_what_waits_and_runs(life: Life) -> None:
     client = life.client()
     list(client.submit_many(body(f"counted {n}") for n in range(3)))
-    # What KEDA's Redis scaler does: by the type of a key, its length.
-    script = """local kind = redis.call('type', KEYS[1]).ok
-        return redis.call(kind == 'hash' and 'hlen' or 'llen', KEYS[1])"""
+    with life.guarded.connect("default") as operator:
+        operator.hset(KEYS.owners, "job_of_a_worker", "x|1|0")
 
     with life.guarded.connect("scaler") as scaler:
-        lengths = {key: scaler.eval(script, 1, key) for key in (*KEYS.queues, *KEYS.all_suspects, KEYS.owners)}
+        counted = (*KEYS.queues, *KEYS.all_suspects, KEYS.owners)
+        lengths = [{key: scaler.eval(script, 1, key) for key in counted} for script in KEDAS_SCRIPTS]
 
-    assert sum(lengths.values()) == lengths[KEYS.queue("default")] == 3
+    expected = {**dict.fromkeys(counted, 0), KEYS.queue("default"): 3, KEYS.owners: 1}
+    assert lengths == [expected, expected]
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -233,6 +287,23 @@ def test_only_workers_do_a_workers_work(guarded: Guarded, user: str, command: tu
         connection.execute_command(*command)
 
 
+@pytest.mark.parametrize("user", ["client", "service"])
+@pytest.mark.parametrize("command", STILL_POSSIBLE, ids=lambda command: " ".join(command[:3]))
+def test_what_a_client_can_destroy_or_forge_is_known(guarded: Guarded, user: str, command: tuple[str, ...]) -> None:
+    name, key, *_ = command
+    with guarded.connect("default") as operator, guarded.connect(user) as connection:
+        operator.flushall()
+        operator.xadd(TAPE, {"kind": "queued", "data": "{}"}, id="0-1")
+        operator.mset({RESULT: "an answer", REQUEST: "a request"})
+
+        connection.execute_command(*command)
+
+        if name == "PEXPIRE":
+            assert not operator.exists(key)
+        if "MAXLEN" in command:
+            assert operator.xlen(key) == 0
+
+
 @pytest.mark.parametrize("user", ["client", "worker", "service"])
 def test_a_script_of_ones_own_gives_no_more_rights(guarded: Guarded, user: str) -> None:
     with guarded.connect("default") as operator:
@@ -246,6 +317,15 @@ def test_a_script_of_ones_own_gives_no_more_rights(guarded: Guarded, user: str) 
         for sha, keys in ((delete, [TAPE]), (read, []), (read, ["green:secret"])):
             with pytest.raises(redis.ResponseError, match=r"(?i)permission|can't access|NOPERM"):
                 connection.evalsha(sha, len(keys), *keys)
+
+
+@pytest.mark.parametrize("script", ["return redis.call('DEL', KEYS[1])", "return redis.call('LPOP', KEYS[1])"])
+def test_the_scalers_script_may_only_count(guarded: Guarded, script: str) -> None:
+    with (
+        guarded.connect("scaler") as connection,
+        pytest.raises(redis.ResponseError, match=r"(?i)permission|can't run|NOPERM"),
+    ):
+        connection.eval(script, 1, KEYS.queue("default"))
 
 
 def test_nobody_comes_in_without_a_password(guarded: Guarded) -> None:
