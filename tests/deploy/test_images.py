@@ -68,7 +68,16 @@ def test_probes_and_entry_points_are_ours(file: Path) -> None:
         assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
     else:
         assert probe == ["python", "-P", "-m", "tokentape_worker.health", "live"]
-    assert json.loads(found["ENTRYPOINT"])[0] == "tokentape"
+    program, *arguments = json.loads(found["ENTRYPOINT"])
+    assert program == "tokentape"
+    # What stands behind the image's name is added to it.
+    command = [sys.executable, "-P", "-m", "tokentape.cli", *arguments, "--help"]
+    assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
+
+
+def test_the_workers_image_waits_for_the_server() -> None:
+    found = dict(instructions(FILES[0]))
+    assert json.loads(found["ENTRYPOINT"]) == ["tokentape", "worker", "--wait"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=named)
