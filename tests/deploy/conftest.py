@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 NAMESPACE = "blue"
 #: Another one on the same server, whose name begins with that of the first.
 NEIGHBOUR = "blue-eu"
-USERS = ("client", "worker", "service", "scaler")
+USERS = ("client", "worker", "service", "scaler", "health")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, server_binary: Path | None
     passwords.mkdir()
     for name in ("default", *(f"{namespace}-{user}" for namespace in (NAMESPACE, NEIGHBOUR) for user in USERS)):
         (passwords / name).write_text(f"{secrets.token_hex(16)}\n")
-    render = [ROOT / "deploy/redis/render", f"{NAMESPACE},{NEIGHBOUR}", passwords]
+    render = [str(ROOT / "deploy/redis/render"), f"{NAMESPACE},{NEIGHBOUR}", str(passwords)]
     rendered = subprocess.run(render, capture_output=True, text=True, check=True, timeout=30).stdout
     file = folder / "users.acl"
     file.write_text("user default on nopass ~* &* +@all\n")  # until its owner has found that the server answers

@@ -280,7 +280,7 @@ def test_nobody_reaches_beyond_the_work(guarded: Guarded, user: str, command: tu
         connection.execute_command(*command)
 
 
-@pytest.mark.parametrize("user", ["client", "service", "scaler"])
+@pytest.mark.parametrize("user", ["client", "service", "scaler", "health"])
 @pytest.mark.parametrize("command", WORKERS_ALONE, ids=lambda command: " ".join(command[:2]))
 def test_only_workers_do_a_workers_work(guarded: Guarded, user: str, command: tuple[str, ...]) -> None:
     with guarded.connect(user) as connection, pytest.raises(NoPermissionError):
@@ -328,6 +328,14 @@ def test_the_scalers_script_may_only_count(guarded: Guarded, script: str) -> Non
         connection.eval(script, 1, KEYS.queue("default"))
 
 
+def test_a_probe_may_only_ask_whether_the_server_answers(guarded: Guarded) -> None:
+    with guarded.connect("health") as connection:
+        assert connection.ping()
+        for command in (("CLIENT", "ID"), ("ECHO", "x"), ("TIME",), ("LLEN", KEYS.queue("default"))):
+            with pytest.raises(NoPermissionError):
+                connection.execute_command(*command)
+
+
 def test_nobody_comes_in_without_a_password(guarded: Guarded) -> None:
     for user in ("default", *(f"{NAMESPACE}-{user}" for user in USERS)):
         url = guarded.url.replace("redis://", f"redis://{user}:wrong@")
@@ -338,7 +346,7 @@ def test_nobody_comes_in_without_a_password(guarded: Guarded) -> None:
 
 
 def render(namespaces: str, passwords: Path) -> subprocess.CompletedProcess[str]:
-    command = [ROOT / "deploy/redis/render", namespaces, passwords]
+    command = [str(ROOT / "deploy/redis/render"), namespaces, str(passwords)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
 
 

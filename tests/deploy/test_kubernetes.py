@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,42 @@ def test_the_server_is_one_that_keeps_everything() -> None:
     words = " ".join(container["command"])
     for option in ("--appendonly yes", "--maxmemory-policy noeviction", "--aclfile /run/secrets/acl/users.acl"):
         assert option in words
+
+
+def passes(probe: str, cli: str, folder: Path) -> bool:
+    """What a probe of the server says where `valkey-cli` is this script."""
+    (server,) = of_kind("StatefulSet")
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    (mount,) = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "acl"]
+    program, *arguments = container[probe]["exec"]["command"]
+    (folder / "tokentape-health").write_text("a-password\n")
+    (folder / "valkey-cli").write_text(f"#!/bin/sh\n{cli}\n")
+    (folder / "valkey-cli").chmod(0o755)
+    command = [program, *(argument.replace(mount, str(folder)) for argument in arguments)]
+    environment = {"PATH": f"{folder}:/usr/bin:/bin"}
+    return subprocess.run(command, env=environment, check=False, timeout=30).returncode == 0
+
+
+def test_the_server_is_there_once_it_has_loaded_what_it_kept(tmp_path: Path) -> None:
+    ready = """[ "$REDISCLI_AUTH $*" = "a-password --user tokentape-health ping" ] && echo PONG"""
+    assert passes("startupProbe", ready, tmp_path)
+    for answer in ("LOADING Valkey is loading the dataset in memory", "NOAUTH Authentication required."):
+        assert not passes("startupProbe", f"echo {answer}", tmp_path)
+    # Before it has passed, Kubernetes asks neither of these.
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert passes(probe, "echo NOAUTH Authentication required.", tmp_path)
+        assert not passes(probe, "echo Could not connect to Valkey; exit 1", tmp_path)
+
+
+def test_what_the_servers_pod_reads_of_the_secret_is_what_the_docs_put_there() -> None:
+    (server,) = of_kind("StatefulSet")
+    (secret,) = [one["secret"] for one in server["spec"]["template"]["spec"]["volumes"] if "secret" in one]
+    page = (ROOT / "docs/deployment.md").read_text()
+    (made,) = re.findall(r"^for user in (.*); do$", page, re.MULTILINE)
+    users = re.findall(r"^user (\S+)", (ROOT / "deploy/redis/users.acl").read_text(), re.MULTILINE)
+    assert sorted(made.split()) == sorted(users)
+    assert f"secret generic {secret['secretName']} --from-file=users.acl --from-file=passwords\n" in page
+    assert {item["key"] for item in secret["items"]} < {"users.acl", *users}
 
 
 def test_keda_counts_all_that_waits_in_queues_and_all_that_runs() -> None:

@@ -49,7 +49,7 @@ def operator(request: pytest.FixtureRequest, tmp_path: Path, server_binary: Path
     (tmp_path / "passwords").mkdir()
     (tmp_path / "passwords/default").write_text("a-password")
     (tmp_path / "passwords/tokentape-client").write_text("the-old-one")
-    render = [ROOT / "deploy/redis/render", "tokentape", tmp_path / "passwords"]
+    render = [str(ROOT / "deploy/redis/render"), "tokentape", str(tmp_path / "passwords")]
     rendered = subprocess.run(render, capture_output=True, text=True, check=True, timeout=30).stdout
     (tmp_path / "users.acl").write_text(rendered)
     socket = tmp_path / "server.socket"
