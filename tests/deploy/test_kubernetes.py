@@ -96,7 +96,7 @@ def test_the_worker_is_given_settings_that_it_takes(tmp_path: Path) -> None:
 
     assert settings.redis_url == "redis://tokentape-worker:a-secret@valkey:6379/0"
     assert [Route(name, upstream).unusable for name, upstream in settings.upstreams.items()] == [None]
-    assert settings.grace_s < pod["terminationGracePeriodSeconds"]
+    assert pod["terminationGracePeriodSeconds"] >= settings.grace_s + settings.lease_s + 5
     assert str(settings.health_file).startswith(mounts["tmp"])
 
 
@@ -176,6 +176,50 @@ def test_what_the_servers_pod_reads_of_the_secret_is_what_the_docs_put_there() -
     assert {item["key"] for item in secret["items"]} < {"users.acl", *users}
 
 
+#: The fields that KEDA's types may have: apis/keda/v1alpha1 of github.com/kedacore/keda, at 2.16.
+KEDAS_FIELDS = {
+    "ScaledObject.spec": {
+        "scaleTargetRef", "pollingInterval", "initialCooldownPeriod", "cooldownPeriod", "idleReplicaCount",
+        "minReplicaCount", "maxReplicaCount", "advanced", "triggers", "fallback",
+    },
+    "ScaledObject.spec.scaleTargetRef": {"name", "apiVersion", "kind", "envSourceContainerName"},
+    "ScaledObject.spec.advanced": {
+        "horizontalPodAutoscalerConfig", "restoreToOriginalReplicaCount", "scalingModifiers",
+    },
+    "ScaledObject.spec.advanced.scalingModifiers": {"formula", "target", "activationTarget", "metricType"},
+    "ScaledObject.spec.advanced.horizontalPodAutoscalerConfig": {"behavior", "name"},
+    "ScaledObject.spec.triggers": {"type", "name", "useCachedMetrics", "metadata", "authenticationRef", "metricType"},
+    "ScaledObject.spec.triggers.authenticationRef": {"name", "kind"},
+    # What the scaler `redis` reads of it.
+    "ScaledObject.spec.triggers.metadata": {
+        "address", "addresses", "username", "password", "host", "hosts", "port", "ports", "unsafeSsl", "listLength",
+        "activationListLength", "listName", "databaseIndex", "enableTLS", "usernameFromEnv", "passwordFromEnv",
+    },
+    "TriggerAuthentication.spec": {"podIdentity", "secretTargetRef", "configMapTargetRef", "env"},
+    "TriggerAuthentication.spec.secretTargetRef": {"parameter", "name", "key"},
+    "TriggerAuthentication.spec.configMapTargetRef": {"parameter", "name", "key"},
+}  # fmt: skip
+
+
+def unknown(path: str, value: Any) -> list[str]:
+    """The fields that KEDA does not have. Where nothing is listed, it is somebody else's type."""
+    if isinstance(value, list):
+        return [name for item in value for name in unknown(path, item)]
+    if not isinstance(value, dict) or path not in KEDAS_FIELDS:
+        return []
+    wrong = [f"{path}.{name}" for name in value.keys() - KEDAS_FIELDS[path]]
+    return wrong + [deeper for name, item in value.items() for deeper in unknown(f"{path}.{name}", item)]
+
+
+@pytest.mark.parametrize("kind", sorted(FOREIGN))
+def test_keda_knows_every_field(kind: str) -> None:
+    (document,) = of_kind(kind)
+    assert document["apiVersion"] == "keda.sh/v1alpha1"
+    assert unknown(f"{kind}.spec", document["spec"]) == []
+    document["spec"]["minReplicas"] = 1
+    assert unknown(f"{kind}.spec", document["spec"]) == [f"{kind}.spec.minReplicas"]
+
+
 def test_keda_counts_all_that_waits_in_queues_and_all_that_runs() -> None:
     (scaled,) = of_kind("ScaledObject")
     (deployment,) = of_kind("Deployment")
@@ -192,8 +236,14 @@ def test_keda_counts_all_that_waits_in_queues_and_all_that_runs() -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     (streams,) = [int(one["value"]) for one in container["env"] if one["name"] == "TOKENTAPE_CONCURRENCY"]
     assert int(modifiers["target"]) == streams * 3 // 4
+    assert scaled["spec"]["minReplicaCount"] == deployment["spec"]["replicas"]
     (login,) = of_kind("TriggerAuthentication")
+    (namespace,) = of_kind("Namespace")
+    (service,) = of_kind("Service")
+    (port,) = [port["port"] for port in service["spec"]["ports"]]
+    server = f"{service['metadata']['name']}.{namespace['metadata']['name']}.svc:{port}"
     for trigger in triggers.values():
+        assert trigger["metadata"]["address"] == server
         assert trigger["authenticationRef"]["name"] == login["metadata"]["name"]
     users = re.findall(r"^user (\S+)", (ROOT / "deploy/redis/users.acl").read_text(), re.MULTILINE)
     assert {entry["key"] for entry in login["spec"]["secretTargetRef"]} < set(users)
