@@ -70,6 +70,12 @@ def test_status_decides_where_the_body_says_nothing(status: int, type_: str, ret
         (500, {"code": "context_length_exceeded"}, "invalid_request", False),
         (503, {"code": "server_is_overloaded"}, "upstream_error", True),
         (401, {"type": "invalid_request_error", "code": "invalid_api_key"}, "authentication_error", False),
+        (
+            400,
+            {"code": 400, "status": "INVALID_ARGUMENT", "details": [{"reason": "API_KEY_INVALID"}]},
+            "authentication_error",
+            False,
+        ),
         (500, {"type": "invalid_request_error"}, "upstream_error", True),
     ],
 )

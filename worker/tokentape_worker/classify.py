@@ -226,6 +226,7 @@ def _names(error: Mapping[str, Any]) -> list[str]:
         inner = error.get(outer)
         if isinstance(inner, dict):
             values += [inner.get("error_type"), inner.get("code")]
+    values += _details(error, "reason")  # Google's ErrorInfo: a key that is wrong comes as a 400, INVALID_ARGUMENT
     return [str(value) for value in values if isinstance(value, str | int) and not isinstance(value, bool) and value]
 
 
