@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import click
 
 from . import __version__
-from .doctor_facts import Facts, ServerFacts, Trouble, UpstreamFacts, WorkerFacts, gather
+from .doctor_facts import Doubt, Facts, ServerFacts, Trouble, UpstreamFacts, WorkerFacts, gather
 from .tape import FORMAT
 
 State = Literal["ok", "warning", "error", "skipped"]
@@ -284,16 +284,30 @@ def _judge_upstreams(facts: Facts) -> Iterator[Finding]:
 
 
 _KEYS: Final = {"accepted": "takes the key", "none": "asks for no key"}
+_DOUBTS: Final[Mapping[Doubt, tuple[str, str]]] = {
+    "path": (
+        "answers, but neither the path nor the key could be checked",
+        "is its base_url right? Of OpenAI-compatible APIs most end in /v1, those of Anthropic and Gemini with the host",
+    ),
+    "list": (
+        "does not show this key its list of models, so the key could not be checked",
+        "calls may work all the same: try one, or let the key list models",
+    ),
+    "busy": ("is asked too often, so the key could not be checked", "wait a while, and run this again"),
+}
 
 
 def _judge_upstream(facts: UpstreamFacts) -> Iterator[Finding]:
     check = f"upstream {facts.name}"
     where = "api_key_env or api_key_file"
     if facts.problem is not None:
-        mend = (
-            "correct its base_url, proxy or ca_file, or wait until it is back: jobs for it are tried again, then fail"
-        )
-        yield Finding(check, "error", f"{facts.address} was not reached: {facts.problem}", mend)
+        said = "was not reached" if facts.status is None else "answers with an error"
+        what = "base_url, proxy or ca_file" if facts.status is None else "base_url"
+        mend = f"correct its {what}, or wait until it is back: jobs for it are tried again, then fail"
+        yield Finding(check, "error", f"{facts.address} {said}: {facts.problem}", mend)
+    elif facts.doubt is not None:
+        said, mend = _DOUBTS[facts.doubt]
+        yield Finding(check, "warning", f"{facts.address} {said}: {facts.key_note}", mend)
     elif facts.key in ("refused", "missing"):
         said = "refuses the key" if facts.key == "refused" else "has no key"
         mend = f"give it a key that holds: {where} of the upstream, in the worker's environment"

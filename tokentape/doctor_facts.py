@@ -41,6 +41,9 @@ Trouble = Literal[
 ]
 #: "missing": one is asked for and there is none. "none": none is asked for. "unchecked": `key_note` says why.
 Key = Literal["accepted", "refused", "missing", "none", "unchecked"]
+#: What keeps an answer from saying whether calls would succeed. "path": there is no list of models where one is looked
+#: for, as with a base_url without its /v1. "list": the key may not see it. "busy": asked too often.
+Doubt = Literal["path", "list", "busy"]
 
 #: Of the jobs that are open and of those that ended, so many of the newest are looked at for their format.
 _TAPES_LOOKED_AT: Final = 20
@@ -92,6 +95,7 @@ class UpstreamFacts:
     code: str | None = None
     #: Why the key is as it is, where that says more.
     key_note: str | None = None
+    doubt: Doubt | None = None
     #: Models that the settings name and the upstream does not list.
     unlisted: tuple[str, ...] = ()
 

@@ -186,11 +186,14 @@ def test_an_upstream_that_is_not_there(run: Run, idle: Environment, tmp_path: Pa
     assert "was not reached: the connection was refused" in found["upstream main"][1]
 
 
-def test_an_upstream_without_a_list(run: Run, idle: Environment, closed: SimulatorThread, tmp_path: Path) -> None:
-    env = idle | configured(tmp_path, f"{closed.base_url}/elsewhere", api_key_env="SOME_KEY") | {"SOME_KEY": KEY}
-    code, found = states(run, env)
+def test_a_base_url_without_its_version(run: Run, idle: Environment, closed: SimulatorThread, tmp_path: Path) -> None:
+    """Every job would get the 404 that the list of models gets."""
+    base_url = closed.base_url.removesuffix("/v1")
+    code, found = states(run, idle | configured(tmp_path, base_url, api_key_env="SOME_KEY") | {"SOME_KEY": KEY})
     assert code == 0
-    assert "no list of models" in found["upstream main"][1]
+    assert found["upstream main"][0] == "warning"
+    assert "neither the path nor the key could be checked: HTTP 404 for /models" in found["upstream main"][1]
+    assert "most end in /v1" in found["upstream main"][1]
 
 
 def test_a_model_that_is_not_listed(run: Run, idle: Environment, tmp_path: Path) -> None:

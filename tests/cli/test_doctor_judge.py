@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tokentape.doctor import judge
-from tokentape.doctor_facts import Facts, ServerFacts, Trouble, UpstreamFacts, WorkerFacts
+from tokentape.doctor_facts import Doubt, Facts, ServerFacts, Trouble, UpstreamFacts, WorkerFacts
 
 INFO = {
     "redis_version": "7.2.4",
@@ -111,4 +111,13 @@ def test_an_upstream_that_answers_with_an_error() -> None:
     facts = UpstreamFacts("main", "api.test", key="unchecked", status=503, problem="overloaded")
     state, message = judged(upstreams=(facts,))["upstream main"]
     assert state == "error"
-    assert "api.test was not reached: overloaded" in message
+    assert "api.test answers with an error: overloaded" in message
+
+
+@pytest.mark.parametrize("doubt", Doubt.__args__)  # type: ignore[attr-defined]
+def test_every_doubt_is_a_warning_with_a_mend(doubt: Doubt) -> None:
+    facts = UpstreamFacts("main", "api.test", key="unchecked", doubt=doubt, key_note="as it says")
+    (finding,) = (one for one in judge(Facts(upstreams=(facts,))) if one.check == "upstream main")
+    assert finding.state == "warning"
+    assert finding.message.endswith(" be checked: as it says")
+    assert finding.mend

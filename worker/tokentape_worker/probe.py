@@ -2,6 +2,8 @@
 
 A GET of the list of models, with the key, the address and the way out that calls have; it costs nothing and counts
 against no limit of ours. A key is accepted where the same list is refused without it: some APIs show it to everybody.
+It is refused where the answer says so: 401, or a 400 whose reason is the key (Gemini). A 403 is about the list alone:
+a key may be restricted to chat, and OpenAI answers 403 or 401 `missing_scope` then.
 Answers are read up to a bound, and nothing of them but names of models and the words of an error is kept.
 """
 
@@ -30,6 +32,7 @@ _PATIENCE_S: Final = 10.0
 #: The longest list that is read; openrouter's is half a megabyte.
 _MAX_LIST_BYTES: Final = 4 * 1024 * 1024
 _NO_LIST: Final = frozenset({404, 405, 501})
+_FORBIDDEN: Final = 403
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,11 @@ class _Answer:
 
     @property
     def refused(self) -> bool:
-        return self.error is not None and self.error.type in ("authentication_error", "permission_error")
+        return self.error is not None and self.error.type == "authentication_error" and not self.forbidden
+
+    @property
+    def forbidden(self) -> bool:
+        return self.error is not None and (self.status == _FORBIDDEN or self.error.code == "missing_scope")
 
 
 def probe(upstreams: Mapping[str, Upstream]) -> Sequence[UpstreamFacts]:
@@ -93,31 +100,53 @@ async def _read(response: httpx.Response) -> bytes | None:
 def _judge(route: Route, address: str, answer: _Answer, without: _Answer | None) -> UpstreamFacts:
     facts = UpstreamFacts(route.name, address, key="unchecked", status=answer.status)
     if answer.error is not None:
-        message = answer.error.message.removeprefix(f"{route.name}: ")
-        if answer.refused:
-            return replace(facts, key="refused" if route.has_key else "missing", key_note=message)
-        if answer.status in _NO_LIST:
-            return replace(facts, key_note="it has no list of models to try the key on")
-        return replace(facts, problem=message, code=answer.error.code)
-    listed = _models(answer.body)
+        return _judge_error(route, facts, answer, answer.error)
+    rows = None if answer.body is None else _rows(answer.body)
+    if answer.body is not None and rows is None:  # a web page, where base_url is that of a user interface
+        return replace(facts, doubt="path", key_note=f"what it has at {_path(route)} is no list of models")
     named = [model for model in route.upstream.models if not set(model) & set("*?[")]
-    facts = replace(facts, unlisted=() if listed is None else tuple(model for model in named if model not in listed))
+    facts = replace(facts, unlisted=tuple(model for model in named if rows and model not in rows))
     if without is None:
         return replace(facts, key="none")
-    if without.refused:
-        return replace(facts, key="accepted")
-    return replace(facts, key_note="it shows its list of models without a key too")
+    if without.error is None:
+        return replace(facts, key_note="it shows its list of models without a key too")
+    if without.error.retryable:
+        return replace(facts, key_note="asked without the key, to see the difference, it did not answer")
+    return replace(facts, key="accepted")
 
 
-def _models(body: bytes | None) -> frozenset[str] | None:
-    """The names in a list that is whole, of any dialect; else None."""
+def _judge_error(route: Route, facts: UpstreamFacts, answer: _Answer, error: ErrorInfo) -> UpstreamFacts:
+    message = error.message.removeprefix(f"{route.name}: ")
+    facts = replace(facts, code=error.code)
+    # Without any key, Gemini answers 403.
+    if answer.refused or (answer.forbidden and not route.has_key and route.upstream.dialect == "gemini"):
+        return replace(facts, key="refused" if route.has_key else "missing", key_note=message)
+    if answer.forbidden:
+        return replace(facts, doubt="list", key_note=message)
+    if answer.status in _NO_LIST:
+        if "{model}" in route.upstream.base_url:  # Azure lists nothing by deployment
+            return replace(facts, key_note="it has no list of models to try the key on")
+        return replace(facts, doubt="path", key_note=f"HTTP {answer.status} for {_path(route)}")
+    if error.type == "rate_limited":
+        return replace(facts, doubt="busy", key_note=message)
+    return replace(facts, problem=message)
+
+
+def _path(route: Route) -> str:
+    return urlsplit(route.listing()[0]).path
+
+
+def _rows(body: bytes) -> frozenset[str] | None:
+    """The names in a list of any dialect, or none of them where it goes on elsewhere. None: it is no list."""
     try:
-        payload: Any = json.loads(body or b"")
-    except ValueError:
+        payload: Any = json.loads(body)
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(payload, Mapping) or payload.get("has_more") or payload.get("nextPageToken"):
-        return None
-    rows = payload.get("data", payload.get("models"))
+    rows = payload
+    if isinstance(payload, Mapping):
+        rows = payload.get("data", payload.get("models"))
+        if payload.get("has_more") or payload.get("nextPageToken"):
+            rows = []
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         return None
     return frozenset(str(row.get("id") or row.get("name")).removeprefix("models/") for row in rows)
