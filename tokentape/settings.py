@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ConfigError
 from .finder import found
@@ -95,7 +103,7 @@ def _server_address(url: str) -> str:
 ServerAddress = Annotated[str, AfterValidator(_server_address)]
 
 
-class Upstream(BaseModel, extra="forbid", frozen=True):
+class Upstream(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """One chat API that workers may call: a `[upstreams.NAME]` table."""
 
     #: The API that it speaks.
@@ -151,6 +159,16 @@ class Upstream(BaseModel, extra="forbid", frozen=True):
         if isinstance(values, dict) and "base_url" not in values and values.get("dialect") in DEFAULT_BASE_URLS:
             return {**values, "base_url": DEFAULT_BASE_URLS[values["dialect"]]}
         return values
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        """The key itself is a common slip. Some are made of what names are made of (gsk_…, hf_…), but are long."""
+        if name is not None and not re.fullmatch(r"(?!(?=\w*[a-z])(?=\w*\d)\w{32})[A-Za-z_]\w*", name, re.ASCII):
+            raise ValueError(
+                "must be the name of the variable that holds the key, as OPENAI_API_KEY, not the key itself"
+            )
+        return name
 
     @model_validator(mode="after")
     def _address_is_plain(self) -> Upstream:

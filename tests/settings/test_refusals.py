@@ -6,10 +6,12 @@ import secrets
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tokentape import Settings
 from tokentape.errors import ConfigError
 from tokentape.masking import shown
+from tokentape.settings import Upstream
 
 
 def refusal(environ: dict[str, str]) -> ConfigError:
@@ -132,6 +134,28 @@ def test_a_key_that_stands_in_the_file_is_refused_and_not_repeated(tmp_path: Pat
     assert "(a.api_key): no such setting; did you mean api_key_env?" in " ".join(error.problems)
     assert len(error.problems) == 3
     assert key not in " ".join([*error.problems, str(error)])
+
+
+@pytest.mark.parametrize("key", ["sk-{}", "gsk_{}Aa", "hf_{}aaaa", "AIza{}Zz_", "{}", "", "MY KEY {}"])
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(tmp_path: Path, key: str) -> None:
+    key = key.format(f"a1{secrets.token_hex(15)}")
+    file = tmp_path / "tokentape.toml"
+    file.write_text(f'[upstreams.a]\napi_key_env = "{key}"')
+
+    message = str(refusal({"TOKENTAPE_CONFIG": str(file)}))
+
+    assert message.endswith(
+        "(a.api_key_env): must be the name of the variable that holds the key, as OPENAI_API_KEY, not the key itself"
+    )
+    assert not key or key not in message
+    with pytest.raises(ValidationError) as direct:
+        Upstream(api_key_env=key)
+    assert not key or key not in str(direct.value)
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "_KEY2", "key_of_team_2", "A" * 31 + "9", "x" * 40])
+def test_a_variables_name_is_taken(name: str) -> None:
+    assert Upstream(api_key_env=name).api_key_env == name
 
 
 @pytest.mark.parametrize(
