@@ -150,7 +150,7 @@ class Upstream(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
     default_max_tokens: Count = 8192
     #: A file of certificates that are trusted instead of the system's.
     ca_file: Path | None = None
-    #: http://host:port that calls go through; unset, as HTTPS_PROXY and NO_PROXY say.
+    #: http:// or https://host:port that calls go through; unset, as HTTPS_PROXY and NO_PROXY say.
     proxy: str | None = None
 
     @model_validator(mode="before")
@@ -169,6 +169,21 @@ class Upstream(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
                 "must be the name of the variable that holds the key, as OPENAI_API_KEY, not the key itself"
             )
         return name
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_a_proxy(cls, url: str | None) -> str | None:
+        """The HTTP client takes socks5:// too, and then speaks HTTP to it. The address may hold a password."""
+        try:
+            parts = urlsplit(url or "")
+            usable = url is None or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+        except ValueError:  # a port that is none, a bracket that is not closed
+            usable = False
+        if not usable or (url is not None and any(char.isspace() for char in url)):
+            raise ValueError(
+                "must be http:// or https:// with a host, as http://proxy.example:3128; SOCKS is not known"
+            )
+        return url
 
     @model_validator(mode="after")
     def _address_is_plain(self) -> Upstream:

@@ -153,6 +153,38 @@ def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_repeated(tm
     assert not key or key not in str(direct.value)
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "localhost:3128",
+        "me:{}@localhost:3128",
+        "socks5://me:{}@localhost:1080",
+        "http://",
+        "http://:3128",
+        "http:localhost",
+        "http://me:{}@localhost:port",
+        "http://me:{}@localhost:65536",
+        "http://me:{}@[::1",
+        "http://local host",
+        "",
+    ],
+)
+def test_a_proxy_that_cannot_be_one_is_refused_and_its_password_not_repeated(tmp_path: Path, proxy: str) -> None:
+    password = f"k-{secrets.token_hex(8)}"
+    file = tmp_path / "tokentape.toml"
+    file.write_text(f'[upstreams.a]\nproxy = "{proxy.format(password)}"')
+
+    message = str(refusal({"TOKENTAPE_CONFIG": str(file)}))
+
+    assert "(a.proxy): must be http:// or https:// with a host, as http://proxy.example:3128" in message
+    assert password not in message
+
+
+@pytest.mark.parametrize("proxy", ["http://localhost:3128", "https://me:word@[::1]:1/", "http://proxy.example"])
+def test_a_proxy_is_taken(proxy: str) -> None:
+    assert Upstream(proxy=proxy).proxy == proxy
+
+
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "_KEY2", "key_of_team_2", "A" * 31 + "9", "x" * 40])
 def test_a_variables_name_is_taken(name: str) -> None:
     assert Upstream(api_key_env=name).api_key_env == name

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
-from tokentape_worker.transport import explain
+from tokentape.errors import ConfigError
+from tokentape_worker.transport import explain, new_client
 
 KEY = ConnectionKey(
     "upstream.example", 443, is_ssl=True, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None
@@ -53,3 +54,17 @@ def test_other_failures_may_be_tried_again(error: Exception) -> None:
 
     assert (info.type, info.retryable) == ("upstream_error", True)
     assert "secret" not in info.message
+
+
+@pytest.mark.parametrize("proxy", ["socks6://me:s3cret@127.0.0.1:1", "http://me:s3cret@127.0.0.1:port"])
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", None])
+def test_a_way_out_that_is_none_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, proxy: str
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, proxy)
+
+    with pytest.raises(ConfigError, match=variable or "^proxy: ") as told:
+        new_client(proxy=None if variable else proxy)
+
+    assert "s3cret" not in str(told.value)

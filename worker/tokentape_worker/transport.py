@@ -72,22 +72,28 @@ def new_client(*, ca_file: Path | None = None, proxy: str | None = None) -> http
 
     `ca_file`: certificates that are trusted instead of the system's. `proxy`: the way out instead of the environment's,
     which is not taken to this machine itself.
-    Raises ConfigError where the file cannot be read as certificates.
+    Raises ConfigError where the file cannot be read as certificates, or the way out is no address of a proxy.
     """
     try:
         verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=ca_file) if ca_file else True
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(f"ca_file: {ca_file} cannot be read ({error.strerror or 'no certificates'})") from None
-    return _Client(
-        verify=verify,
-        proxy=proxy,
-        mounts=None if proxy else dict.fromkeys(_LOOPBACK),
-        headers={"user-agent": f"tokentape/{__version__}"},
-        cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
-        follow_redirects=False,
-        timeout=None,
-        trust_env=True,
-    )
+    except ssl.SSLError:  # an OSError, whose words are those of the C library
+        raise ConfigError(f"ca_file: {ca_file} holds no certificates (it must be PEM)") from None
+    except OSError as error:
+        raise ConfigError(f"ca_file: {ca_file} cannot be read ({error.strerror})") from None
+    try:
+        return _Client(
+            verify=verify,
+            proxy=proxy,
+            mounts=None if proxy else dict.fromkeys(_LOOPBACK),
+            headers={"user-agent": f"tokentape/{__version__}"},
+            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
+            follow_redirects=False,
+            timeout=None,
+            trust_env=True,
+        )
+    except (ValueError, httpx.InvalidURL):  # their words hold the address, and with it a password
+        where = "proxy" if proxy else "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY of the environment"
+        raise ConfigError(f"{where}: no address of a proxy, as http://proxy.example:3128") from None
 
 
 def explain(error: BaseException) -> ErrorInfo:
