@@ -196,6 +196,17 @@ def test_a_base_url_without_its_version(run: Run, idle: Environment, closed: Sim
     assert "most end in /v1" in found["upstream main"][1]
 
 
+def test_a_worker_does_not_start_to_fail_every_job(run: Run, idle: Environment, tmp_path: Path) -> None:
+    missing = tmp_path / "authority.pem"
+    env = idle | configured(tmp_path, "https://api.test/v1", ca_file=str(missing))
+    outcome = run("worker", "--burst", env=env)
+    assert outcome.code == 2
+    assert outcome.err.endswith(
+        f"error: upstream 'main': ca_file: {missing} cannot be read (No such file or directory)\n"
+    )
+    assert run("status", env=env).code == 0  # a client needs no certificates
+
+
 def test_a_model_that_is_not_listed(run: Run, idle: Environment, tmp_path: Path) -> None:
     with SimulatorThread(models=("other-1",)) as simulator:
         code, found = states(run, idle | configured(tmp_path, simulator.base_url))

@@ -225,13 +225,18 @@ async def test_one_call_of_n_that_fails_fails_the_answer(serve: Serve, connect: 
     assert caught.value.info.upstream_status == 500
 
 
-async def test_certificates_that_cannot_be_read_are_told(serve: Serve, connect: Connect, tmp_path: Path) -> None:
-    upstreams = await connect((await serve(answer_openai)).url, ca_file=tmp_path / "missing.pem")
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+async def test_certificates_that_cannot_be_used_are_refused_before_any_call(
+    connect: Connect, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "authority.pem"
+    if content is not None:
+        file.write_text(content)
 
-    with pytest.raises(UpstreamError) as caught:
-        await ask(upstreams, BODY)
+    with pytest.raises(ConfigError) as refused:
+        await connect("http://127.0.0.1:9/v1", ca_file=file)
 
-    assert "ca_file" in caught.value.info.message
+    assert str(refused.value).startswith(f"upstream 'default': ca_file: {file} ")
 
 
 @pytest.mark.parametrize(

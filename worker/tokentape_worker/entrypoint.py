@@ -58,7 +58,9 @@ async def _run(settings: Settings, job_id: str) -> None:
         head = decode_entry(job_id, rows[0]).expect(QueuedData)
         ledger = Ledger(Server(connect(settings.redis_url), (*own.SCRIPTS, *limits.SCRIPTS)))
         stack.callback(ledger.close)
-        await _adopt_and_run(settings, tapes, ledger, Delivery(job_id, 0, "", head.priority))
+        # Before the job is taken: it raises ConfigError for what cannot be used.
+        upstreams = await stack.enter_async_context(Upstreams(settings))
+        await _adopt_and_run(settings, tapes, ledger, upstreams, Delivery(job_id, 0, "", head.priority))
         (rows,) = await tapes.run([at.last()])
     last = decode_entry(job_id, rows[0]) if rows else None
     if last is not None and last.kind == "end" and (end := last.expect(EndData)).status != "completed":
@@ -66,7 +68,9 @@ async def _run(settings: Settings, job_id: str) -> None:
         raise error
 
 
-async def _adopt_and_run(settings: Settings, server: AsyncServer, ledger: Ledger, job: Delivery) -> None:
+async def _adopt_and_run(
+    settings: Settings, server: AsyncServer, ledger: Ledger, upstreams: Upstreams, job: Delivery
+) -> None:
     ownership = Ownership(QueueKeys(settings.namespace), new_worker_name())
     reply = await ledger.one(ownership.adopt(job.job_id, job.priority, settings.lease_s), repeat=False)
     if text_of(reply[0]) == "0":
@@ -81,21 +85,20 @@ async def _adopt_and_run(settings: Settings, server: AsyncServer, ledger: Ledger
     )
     publishing = asyncio.create_task(publisher.run())
     try:
-        async with Upstreams(settings) as upstreams:
-            run = Run(Services(settings, tapes, publisher, upstreams, Limits(settings, ledger)), ledger, ownership, job)
-            lease = Lease(
-                Server(connect(settings.redis_url), own.SCRIPTS),
-                ownership,
-                lease_s=settings.lease_s,
-                renewal_s=settings.renewal_s,
-                on_lost=lambda: run.stop("lost"),
-            )
-            lease.start()
-            try:
-                await run.execute()
-            finally:
-                lease.stop()
-                await release(ledger, ownership, "leave")
+        run = Run(Services(settings, tapes, publisher, upstreams, Limits(settings, ledger)), ledger, ownership, job)
+        lease = Lease(
+            Server(connect(settings.redis_url), own.SCRIPTS),
+            ownership,
+            lease_s=settings.lease_s,
+            renewal_s=settings.renewal_s,
+            on_lost=lambda: run.stop("lost"),
+        )
+        lease.start()
+        try:
+            await run.execute()
+        finally:
+            lease.stop()
+            await release(ledger, ownership, "leave")
     finally:
         await end_task(publishing)
         await tapes.close()

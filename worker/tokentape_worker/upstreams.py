@@ -44,7 +44,8 @@ class Upstreams:
     """All upstreams of a worker, over one HTTP client. Enter it once, in the loop that makes the calls.
 
     Keys are read on entering. Where one is missing, the calls to that upstream fail and say so; the others work.
-    `clock` gives Unix time in seconds.
+    Entering raises ConfigError for a `ca_file` that cannot be used: without it every call would fail, and a worker that
+    takes jobs to fail them harms more than one that does not start. `clock` gives Unix time in seconds.
     """
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
@@ -55,7 +56,19 @@ class Upstreams:
 
     async def __aenter__(self) -> Self:
         self._routes = {name: Route(name, upstream) for name, upstream in self._settings.upstreams.items()}
-        self._clients = {}
+        async with contextlib.AsyncExitStack() as opened:
+            clients: dict[tuple[Path | None, str | None], httpx.AsyncClient] = {}
+            for name, upstream in self._settings.upstreams.items():
+                if _way(upstream) in clients:
+                    continue
+                try:
+                    client = new_client(ca_file=upstream.ca_file, proxy=upstream.proxy)
+                except ConfigError as error:
+                    raise ConfigError(f"upstream {name!r}: {error}") from None
+                clients[_way(upstream)] = client
+                opened.push_async_callback(client.aclose)
+            opened.pop_all()
+        self._clients = clients
         return self
 
     async def __aexit__(
@@ -96,7 +109,7 @@ class Upstreams:
         choice: int = 0,
         answer_id: str | None = None,
     ) -> AsyncIterator[UpstreamCall]:
-        self._entered()
+        clients = self._entered()
         route = self._routes.get(name)
         if route is None:
             raise UpstreamError(
@@ -106,11 +119,8 @@ class Upstreams:
             raise UpstreamError(route.unusable)
         try:
             request = route.wire(body, native=native)
-            client = self._client(route.upstream)
         except InvalidRequest as error:
             raise UpstreamError(route.refusal(error)) from None
-        except ConfigError as error:
-            raise UpstreamError(route.blame(ErrorInfo(type="invalid_request", message=str(error)))) from None
         if request.dropped and choice == 0:
             log.warning("fields left out", job_id=job_id, upstream=name, fields=list(request.dropped))
         model = str(body.get("model", ""))
@@ -131,7 +141,7 @@ class Upstreams:
         )
         async with route.turns:
             try:
-                await call.send(client, route.url(request, model), request, self._clock)
+                await call.send(clients[_way(route.upstream)], route.url(request, model), request, self._clock)
                 yield call
             finally:
                 await call.close()
@@ -141,14 +151,10 @@ class Upstreams:
             raise RuntimeError("Upstreams is not entered")
         return self._clients
 
-    def _client(self, upstream: Upstream) -> httpx.AsyncClient:
-        """The client for an upstream: one for all that trust and go through the same."""
-        clients = self._entered()
-        way = (upstream.ca_file, upstream.proxy)
-        client = clients.get(way)
-        if client is None:
-            client = clients[way] = new_client(ca_file=upstream.ca_file, proxy=upstream.proxy)
-        return client
+
+def _way(upstream: Upstream) -> tuple[Path | None, str | None]:
+    """What a client is for: all upstreams that trust and go through the same."""
+    return upstream.ca_file, upstream.proxy
 
 
 def choices_asked(body: Mapping[str, Any], *, native: bool) -> int:
