@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import click
 
 from . import __version__
-from .doctor_facts import Doubt, Facts, ServerFacts, Trouble, UpstreamFacts, WorkerFacts, gather
+from .doctor_facts import UNUSABLE, Doubt, Facts, ServerFacts, Trouble, UpstreamFacts, WorkerFacts, gather
 from .tape import FORMAT
 
 State = Literal["ok", "warning", "error", "skipped"]
@@ -300,7 +300,10 @@ _DOUBTS: Final[Mapping[Doubt, tuple[str, str]]] = {
 def _judge_upstream(facts: UpstreamFacts) -> Iterator[Finding]:
     check = f"upstream {facts.name}"
     where = "api_key_env or api_key_file"
-    if facts.problem is not None:
+    if facts.code == UNUSABLE:
+        mend = "correct it: a worker with this configuration does not start"
+        yield Finding(check, "error", f"cannot be used: {facts.problem}", mend)
+    elif facts.problem is not None:
         said = "was not reached" if facts.status is None else "answers with an error"
         what = "base_url, proxy or ca_file" if facts.status is None else "base_url"
         mend = f"correct its {what}, or wait until it is back: jobs for it are tried again, then fail"

@@ -29,7 +29,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from .connection import connect
-from .errors import ConfigError, TokentapeError
+from .errors import ConfigError
 from .masking import shown
 from .operations import pairs
 from .queue import UPSTREAMS_FIELD, VERSION_FIELD, QueueKeys, rq_worker_key
@@ -44,6 +44,8 @@ Key = Literal["accepted", "refused", "missing", "none", "unchecked"]
 #: What keeps an answer from saying whether calls would succeed. "path": there is no list of models where one is looked
 #: for, as with a base_url without its /v1. "list": the key may not see it. "busy": asked too often.
 Doubt = Literal["path", "list", "busy"]
+#: The `code` of an upstream that cannot even be asked, by its settings; a worker that has it does not start.
+UNUSABLE: Final = "unusable"
 
 #: Of the jobs that are open and of those that ended, so many of the newest are looked at for their format.
 _TAPES_LOOKED_AT: Final = 20
@@ -321,8 +323,6 @@ def _ask_upstreams(configured: Mapping[str, Upstream]) -> tuple[tuple[UpstreamFa
         return tuple(facts for probe in probes for facts in probe(configured)), None
     except ImportError:
         return None, "asking them needs the worker's packages: pip install 'tokentape[worker]'"
-    except TokentapeError as error:
-        return None, str(error)
 
 
 def _on_purpose(loaded: Loaded, upstream: str) -> bool:

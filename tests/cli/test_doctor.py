@@ -207,6 +207,20 @@ def test_a_worker_does_not_start_to_fail_every_job(run: Run, idle: Environment, 
     assert run("status", env=env).code == 0  # a client needs no certificates
 
 
+def test_certificates_that_are_missing_hide_no_other_upstream(
+    run: Run, idle: Environment, closed: SimulatorThread, tmp_path: Path
+) -> None:
+    env = idle | configured(tmp_path, closed.base_url, ca_file=str(tmp_path / "authority.pem"))
+    with Path(env["TOKENTAPE_CONFIG"]).open("a") as file:
+        file.write(f'\n[upstreams.other]\nbase_url = "{closed.base_url}"\napi_key_env = "SOME_KEY"\n')
+    code, found = states(run, env | {"SOME_KEY": KEY})
+    assert code == 1
+    assert found["upstream main"][0] == "error"
+    assert "authority.pem cannot be read" in found["upstream main"][1]
+    assert "does not start" in found["upstream main"][1]
+    assert found["upstream other"][0] == "ok"
+
+
 def test_a_model_that_is_not_listed(run: Run, idle: Environment, tmp_path: Path) -> None:
     with SimulatorThread(models=("other-1",)) as simulator:
         code, found = states(run, idle | configured(tmp_path, simulator.base_url))

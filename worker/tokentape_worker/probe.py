@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tokentape.doctor_facts import UpstreamFacts
+from tokentape.doctor_facts import UNUSABLE, UpstreamFacts
+from tokentape.errors import ConfigError
 from tokentape.job import ErrorInfo
 from tokentape.settings import Upstream
 
@@ -53,7 +54,7 @@ class _Answer:
 
 
 def probe(upstreams: Mapping[str, Upstream]) -> Sequence[UpstreamFacts]:
-    """Ask all of them at once. Takes a loop of its own. Raises ConfigError for a bad `ca_file`."""
+    """Ask all of them at once. Takes a loop of its own."""
     return asyncio.run(_probe_all(upstreams))
 
 
@@ -65,7 +66,11 @@ async def _probe(route: Route) -> UpstreamFacts:
     address = urlsplit(route.listing()[0]).netloc.rpartition("@")[2]
     if route.unusable is not None:
         return UpstreamFacts(route.name, address, key="missing", key_note=route.unusable.message)
-    async with new_client(ca_file=route.upstream.ca_file, proxy=route.upstream.proxy) as client:
+    try:
+        client = new_client(ca_file=route.upstream.ca_file, proxy=route.upstream.proxy)
+    except ConfigError as error:
+        return UpstreamFacts(route.name, address, key="unchecked", problem=str(error), code=UNUSABLE)
+    async with client:
         answer = await _get(client, route, with_key=True)
         without = await _get(client, route, with_key=False) if answer.error is None and route.has_key else None
     return _judge(route, address, answer, without)
