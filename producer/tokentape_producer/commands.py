@@ -6,6 +6,7 @@ What a command does is elsewhere (`batch.py`); here are its options, its signals
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sys
@@ -23,7 +24,7 @@ from tokentape.settings import Settings
 
 from .batch import DEFAULT_TIMEOUT_S, DEFAULT_WINDOW, Batch, Options, Stopped, identity
 from .input_file import InputFile
-from .output_files import BatchConflict, OutputFiles, default_errors, new_record
+from .output_files import BatchConflict, OutputFiles, check_place, default_errors, new_record
 from .progress import Display, display
 from .servers import Servers
 from .summary import Summary, exit_code_of
@@ -164,6 +165,8 @@ def _run(
     options: Options,
 ) -> None:
     settings = Settings.load()
+    for path in (summary.out, summary.errors):
+        check_place(path)
     _check_paths(input_path, summary.out, summary.errors)
 
     def watch(done_bytes: int) -> None:
@@ -194,9 +197,9 @@ def _run(
 
 def _check_paths(*paths: Path) -> None:
     """Three different files, whatever they are called. Raises BatchConflict."""
-    known: dict[Path, Path] = {}
+    known: dict[str, Path] = {}
     for path in paths:
-        if (other := known.setdefault(path.resolve(), path)) is not path:
+        if (other := known.setdefault(os.path.realpath(path), path)) is not path:
             raise BatchConflict(f"{path} and {other} are the same file; input, --out and --errors must be three")
 
 

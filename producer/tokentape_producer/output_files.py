@@ -28,6 +28,8 @@ from tokentape.errors import TokentapeError
 from .results import Answered, ResultLines
 
 _BLOCK: Final = 64 * 1024
+#: Folders of names for what is open already.
+_DEVICES: Final = ("/dev", "/dev/fd")
 
 
 class BatchConflict(TokentapeError, ValueError):
@@ -79,8 +81,6 @@ class ResultFile:
             raise
 
     def _lock(self) -> None:
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            raise BatchConflict(f"{self.path} is not a regular file: results are read back when a batch is resumed")
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -142,6 +142,8 @@ class OutputFiles:
 
     def __init__(self, out: Path, errors: Path, record: BatchRecord) -> None:
         self.lines = ResultLines(record.batch_id)
+        check_place(out)
+        check_place(errors)
         self._record_path = record_path(out)
         fresh = not out.exists()
         self.out = ResultFile(out)
@@ -232,14 +234,33 @@ class OutputFiles:
             raise OutputUnwritable(f"{self._record_path} cannot be written: {error.strerror}") from error
 
 
+def check_place(path: Path) -> None:
+    """Whether results can stand there, as far as a look tells: a regular file, or none yet. Raises BatchConflict.
+
+    The record is written beside them, so that /dev/stdout is no place either, though it may lead to a regular file.
+    """
+    why = "results are read back when a batch is resumed: give a file"
+    if str(path) == "-":
+        raise BatchConflict(f"{path} is not a file: {why}")
+    folder = os.path.realpath(path.parent)
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        regular = True
+    except OSError as error:
+        raise BatchConflict(f"{path} cannot be opened for writing: {error.strerror}") from error
+    if not regular or folder in _DEVICES or folder.startswith("/proc/"):
+        raise BatchConflict(f"{path} is not a regular file: {why}")
+
+
 def record_path(out: Path) -> Path:
     """Where the record of an output file stands."""
-    return out.with_name(f"{out.name}.batch")
+    return out.parent / f"{out.name}.batch"
 
 
 def default_errors(out: Path) -> Path:
     """`OUT.errors.jsonl` for `OUT.jsonl`."""
-    return out.with_name(f"{out.stem}.errors{out.suffix or '.jsonl'}")
+    return out.parent / f"{out.stem}.errors{out.suffix or '.jsonl'}"
 
 
 def new_record(
@@ -251,6 +272,7 @@ def new_record(
         input_sha256=input_sha256,
         upstream=upstream,
         model=model,
-        errors=os.path.relpath(errors.absolute(), out.absolute().parent),
+        # A name need not be text; JSON must be.
+        errors=os.fsencode(os.path.relpath(errors.absolute(), out.absolute().parent)).decode(errors="backslashreplace"),
         started_at=time.time(),
     )

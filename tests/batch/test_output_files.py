@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +178,64 @@ def test_first_start_counts_until_the_output_is_gone(tmp_path: Path) -> None:
     assert (first, resumed, anew) == (5.0, 5.0, 7.0)
 
 
-def test_device_is_no_place_for_results(tmp_path: Path) -> None:
-    record = new_record(tmp_path / "o", tmp_path / "e", batch_id="b", input_sha256="a", upstream=None, model=None)
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("-", "- is not a file"),
+        (".", "not a regular file"),
+        ("/", "not a regular file"),
+        ("/dev/null", "not a regular file"),
+        ("/dev/stdout", "not a regular file"),
+        ("/dev/fd/7", "not a regular file"),
+        ("/proc/self/fd/1", "not a regular file"),
+        ("fifo", "not a regular file"),
+        ("loop", "cannot be opened"),
+        ("x" * 300, "cannot be opened"),
+        ("file/out.jsonl", "cannot be opened"),
+        ("no/out.jsonl", "cannot be opened"),
+    ],
+)
+def test_what_cannot_hold_results_is_refused_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    Path("loop").symlink_to("loop")
+    Path("file").touch()
+    before = sorted(tmp_path.iterdir())
+    out, good = Path(name), Path("good.jsonl")
+    record = new_record(out, good, batch_id="b", input_sha256="a", upstream=None, model=None)
 
-    with pytest.raises(BatchConflict, match="not a regular file"):
-        OutputFiles(Path("/dev/null"), tmp_path / "e", record)
-    with pytest.raises(BatchConflict, match="cannot be opened"):
-        OutputFiles(tmp_path / "no" / "out.jsonl", tmp_path / "e", record)
+    with pytest.raises(BatchConflict, match=why):
+        OutputFiles(out, default_errors(out), record)
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(BatchConflict, match=why):
+        OutputFiles(good, out, record)
+
+
+def test_stdout_is_no_place_for_results_where_it_is_a_file_either(tmp_path: Path) -> None:
+    program = """
+from pathlib import Path
+from tokentape_producer.output_files import check_place
+check_place(Path("/dev/stdout"))
+"""
+
+    with (tmp_path / "out.jsonl").open("w") as out:
+        done = subprocess.run([sys.executable, "-c", program], stdout=out, stderr=subprocess.PIPE, check=False)
+
+    assert b"BatchConflict: /dev/stdout is not a regular file" in done.stderr
+
+
+def test_name_that_is_no_text_is_the_same_name_in_the_next_run(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    out, errors = folder / os.fsdecode(b"\xfe.jsonl"), tmp_path / os.fsdecode(b"\xfd")
+    record = new_record(out, errors, batch_id="b", input_sha256="a", upstream=None, model=None)
+
+    OutputFiles(out, errors, record).close()
+
+    with OutputFiles(out, errors, record.model_copy(update={"started_at": 0.0})) as files:
+        assert files.record == record
 
 
 def test_errors_stand_beside_the_output_by_default() -> None:

@@ -251,6 +251,9 @@ def test_completed_jobs_stay_for_the_retention_where_that_is_asked_for(
     [
         (["--upstream", "nowhere"], "no upstream 'nowhere'"),
         (["--errors", "{input}"], "the same file"),
+        (["--out", "-"], "is not a file"),
+        (["--out", "."], "not a regular file"),
+        (["--out", "/dev/stdout"], "not a regular file"),
         (["--batch-id", "a b"], "--batch-id"),
         (["--window", "0"], "--window"),
         (["--priority", "urgent"], "--priority"),
@@ -266,6 +269,15 @@ def test_wrong_options_are_refused_before_anything_is_enqueued(
     assert code == 2
     assert word in said
     assert not list(redis_client.scan_iter(f"{stack.namespace}:*"))
+
+
+def test_input_that_links_to_itself_is_refused(stack: BatchStack) -> None:
+    stack.input.symlink_to(stack.input)
+
+    code, _, said = stack.run()
+
+    assert code == 2
+    assert "cannot be read" in said
 
 
 def test_redis_that_is_not_there_has_an_exit_code_of_its_own(stack: BatchStack) -> None:
