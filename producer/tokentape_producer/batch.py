@@ -78,6 +78,13 @@ class Counts:
     cancelled: int = 0
     expired: int = 0
     in_flight: int = 0
+    #: By this run, those included that an earlier one had submitted.
+    submitted: int = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has come of the batch: something is answered, or under way."""
+        return self.answered > 0 or self.submitted > 0
 
     @property
     def answered(self) -> int:
@@ -257,6 +264,7 @@ class Batch:
         elif not self._submit([job for job, _ in departure]):
             return False
         else:
+            self.counts.submitted += len(departure)
             for _, flight in departure:
                 self._flights.add(flight)
         self._departing = None

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +19,15 @@ import click
 
 from tokentape.errors import TokentapeError
 from tokentape.job import MAX_TIMEOUT_S, PRIORITIES, Priority
+from tokentape.printable import printable
 from tokentape.settings import Settings
 
 from .batch import DEFAULT_TIMEOUT_S, DEFAULT_WINDOW, Batch, Options, Stopped, identity
-from .input_file import InputFile
+from .input_file import BadInput, InputFile
 from .output_files import BatchConflict, OutputFiles, check_place, default_errors, new_record
 from .progress import Display, display
 from .servers import Servers
-from .summary import Summary, exit_code_of
+from .summary import Summary
 
 _BATCH_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
@@ -71,7 +71,8 @@ def batch() -> None:
               help="Give the batch a name. [default: made of the input's content, --model and --upstream]")  # fmt: skip
 @click.option("--keep", is_flag=True,
               help="Leave completed jobs in Redis for TOKENTAPE_RETENTION_S, not for a minute.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON on standard output.")
+@click.option("--json", "as_json", is_flag=True,
+              help="Print a summary as JSON on standard output, and an error as JSON on standard error.")  # fmt: skip
 @click.option("--no-progress", is_flag=True, help="No bar and no progress lines.")
 @click.option("--quiet", is_flag=True, help="Nothing but errors on standard error.")
 def run(
@@ -98,8 +99,12 @@ def run(
 
     Once a completed line is on the disk, its job stays in Redis for one more minute.
 
+    With --json a summary stands on standard output if anything was answered or enqueued, also where the run was
+    interrupted or ended by an error; standard error holds that error as one JSON object, and no progress unless it is
+    a terminal.
+
     \b
-    Exit codes: 0 all lines completed; 1 some failed or were cancelled; 2 bad input or wrong files, nothing enqueued;
+    Exit codes: 0 all lines completed; 1 some failed or were cancelled; 2 bad input, wrong files or usage;
     4 some expired with the window; 5 Redis not reachable; 130 interrupted (143 by SIGTERM).
 
     \b
@@ -107,19 +112,20 @@ def run(
       tokentape batch run prompts.jsonl --out answers.jsonl --model gpt-4o-mini
     """
     summary = Summary(out_path, errors_path or default_errors(out_path))
-    with stop_signals() as stop, display(wanted=not (no_progress or quiet)) as shown:
-        try:
+    stop = StopSignals()
+    try:
+        with stop.heard(), display(wanted=not (no_progress or quiet), lines=not as_json) as shown:
             _run(input_path, summary, stop, shown, model=model, batch_id=batch_id, options=Options(**options))
-        except (Stopped, KeyboardInterrupt):
-            summary.interrupted = True
-            code = stop.exit_code
-        except TokentapeError as error:
-            summary.error = error
-            code = exit_code_of(error)
-        else:
-            code = summary.exit_code
+        code = summary.exit_code
+    except (Stopped, KeyboardInterrupt):
+        summary.interrupted = True
+        code = stop.exit_code
+    except TokentapeError as error:
+        summary.error = error
+        _tell(summary, as_json=as_json, quiet=quiet)
+        raise  # to be told as the errors of all commands are
     _tell(summary, as_json=as_json, quiet=quiet)
-    sys.exit(code)
+    click.get_current_context().exit(code)
 
 
 class StopSignals:
@@ -141,17 +147,15 @@ class StopSignals:
             raise KeyboardInterrupt
         self._number = number
 
-
-@contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """Ctrl-C and SIGTERM ask first."""
-    stop = StopSignals()
-    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask first."""
+        before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _run(
@@ -192,7 +196,11 @@ def _run(
         with OutputFiles(summary.out, summary.errors, record) as files, Servers(settings, trouble) as servers:
             run = Batch(source, checked, files, servers, options, observer=shown, stop=stop.requested)
             summary.begin(files.record.batch_id, run.counts)
-            run.run()
+            try:
+                run.run()
+            finally:
+                if not run.counts.begun:
+                    files.withdraw()
 
 
 def _check_paths(*paths: Path) -> None:
@@ -204,7 +212,13 @@ def _check_paths(*paths: Path) -> None:
 
 
 def _tell(summary: Summary, *, as_json: bool, quiet: bool) -> None:
+    """What the run came to; with --json nothing but that, so that stderr holds JSON alone."""
     if as_json:
-        click.echo(json.dumps(summary.as_dict(), ensure_ascii=False))
-    if not quiet or summary.error is not None:
-        click.echo(summary.text(), err=True)
+        if summary.ran:
+            click.echo(json.dumps(summary.as_dict(), ensure_ascii=False))
+        return
+    if isinstance(summary.error, BadInput):
+        for line in summary.error.listing():
+            click.echo(printable(line), err=True)
+    if not quiet and (text := summary.text()) is not None:
+        click.echo(text, err=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, NamedTuple, Self
 
-from tokentape.errors import TokentapeError
+from tokentape.errors import InvalidRequest
 
 from .lines import MAX_LINE_BYTES, BadLine, Line, parse_line
 
@@ -36,13 +36,28 @@ _MOST_SUSPECTED: Final = 100
 _WATCH_EVERY: Final = 1000
 
 
-class BadInput(TokentapeError, ValueError):
+class BadInput(InvalidRequest):
     """The input cannot be run; nothing was enqueued. `lines` are the first bad lines, `count` is how many there are."""
 
     def __init__(self, message: str, lines: list[BadLine] | None = None, count: int = 0) -> None:
         super().__init__(message)
         self.lines = lines or []
         self.count = count
+
+    @property
+    def bad_lines(self) -> list[dict[str, Any]]:
+        """The first bad lines, named as OpenAI's batches name what is wrong with one."""
+        return [
+            {"code": line.code, "message": line.message, "param": line.field, "line": line.number}
+            for line in self.lines
+        ]
+
+    def listing(self) -> list[str]:
+        """The first bad lines for a person; none where the message has named the only one."""
+        if self.count < 2:
+            return []
+        more = self.count - len(self.lines)
+        return [*(f"  {line}" for line in self.lines), *([f"  … and {more} more"] if more else [])]
 
 
 class RawLine(NamedTuple):
@@ -204,11 +219,9 @@ class InputFile:
                 findings.add(BadLine(raw.number, message, field="custom_id", code="duplicate_custom_id"))
 
     def _report(self, findings: _Findings) -> str:
-        lines = "\n".join(f"  {bad}" for bad in findings.bad)
-        more = findings.count - len(findings.bad)
-        rest = f"\n  … and {more} more" if more else ""
-        count = "1 bad line" if findings.count == 1 else f"{findings.count} bad lines"
-        return f"{self.path}: {count}, nothing was enqueued\n{lines}{rest}"
+        if findings.count == 1:
+            return f"{self.path}: {findings.bad[0]}; nothing was enqueued"
+        return f"{self.path}: {findings.count} bad lines, nothing was enqueued; the first is {findings.bad[0]}"
 
 
 def _without_bom(data: bytes, offset: int) -> bytes:

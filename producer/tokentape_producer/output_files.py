@@ -12,6 +12,7 @@ it, nothing that could bring a result back may be thrown away.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -23,7 +24,7 @@ from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tokentape.errors import TokentapeError
+from tokentape.errors import InvalidRequest, TokentapeError
 
 from .results import Answered, ResultLines
 
@@ -32,7 +33,7 @@ _BLOCK: Final = 64 * 1024
 _DEVICES: Final = ("/dev", "/dev/fd")
 
 
-class BatchConflict(TokentapeError, ValueError):
+class BatchConflict(InvalidRequest):
     """The result files hold something else, or another run has them. Nothing was changed."""
 
 
@@ -71,6 +72,7 @@ class ResultFile:
         self.path = path
         self._dirty = False
         try:
+            self._made = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise BatchConflict(f"{path} cannot be opened for writing: {error.strerror}") from error
@@ -84,9 +86,18 @@ class ResultFile:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BatchConflict(f"{self.path} is being written by another run of this batch") from error
+            raise self._taken() from error
         except OSError as error:
             raise BatchConflict(f"{self.path} cannot be locked: {error.strerror}") from error
+        try:
+            # Another run may have removed the file after it was opened here, and before it was locked.
+            if not os.path.samestat(os.fstat(self._fd), self.path.stat()):
+                raise self._taken()
+        except OSError as error:
+            raise self._taken() from error
+
+    def _taken(self) -> BatchConflict:
+        return BatchConflict(f"{self.path} is being written by another run of this batch")
 
     @property
     def size(self) -> int:
@@ -130,6 +141,11 @@ class ResultFile:
         with self.path.open("rb") as file:
             yield from file
 
+    def withdraw(self) -> None:
+        """Remove the file where this run has made it, and nothing stands in it."""
+        if self._made and not self.size:
+            Path(os.path.realpath(self.path)).unlink(missing_ok=True)
+
     def close(self) -> None:
         """Close, and give up the lock. Safe to repeat."""
         if self._fd >= 0:
@@ -145,6 +161,8 @@ class OutputFiles:
         check_place(out)
         check_place(errors)
         self._record_path = record_path(out)
+        #: Whether this run has written the record.
+        self._begins = False
         fresh = not out.exists()
         self.out = ResultFile(out)
         try:
@@ -168,6 +186,15 @@ class OutputFiles:
         """Close without waiting for the disk; see `sync`. Safe to repeat."""
         self.out.close()
         self.errors.close()
+
+    def withdraw(self) -> None:
+        """Leave nothing behind of a batch that this run was to begin, and that nothing has come of."""
+        if self._begins and not self.out.size and not self.errors.size:
+            with contextlib.suppress(OSError):
+                # The record last: without an output it means nothing.
+                for file in (self.out, self.errors):
+                    file.withdraw()
+                self._record_path.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
@@ -206,6 +233,7 @@ class OutputFiles:
                 "batch. Choose another file, or move it away"
             )
         self._write_record(record)
+        self._begins = True
         return record
 
     def _read_record(self) -> BatchRecord | None:

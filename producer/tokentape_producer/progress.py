@@ -159,17 +159,18 @@ class Bar(Display):
             self._progress.console.print(text, highlight=False, markup=False)
 
 
-def display(*, wanted: bool, stream: TextIO | None = None) -> Display:
-    """The display that fits: a bar where standard error is a terminal and rich is installed, else plain lines."""
+def display(*, wanted: bool, lines: bool = True, stream: TextIO | None = None) -> Display:
+    """The display that fits: a bar where standard error is a terminal and rich is installed, else plain lines.
+
+    Without `lines` it is a bar or nothing: nobody parses a terminal.
+    """
     stream = stream or sys.stderr
-    if not wanted:
-        return Display()
-    if stream.isatty():
+    if wanted and stream.isatty():
         try:
             return Bar()
         except ImportError:
             pass
-    return PlainLines(stream)
+    return PlainLines(stream) if wanted and lines else Display()
 
 
 def describe(counts: Counts, rate: Rate) -> str:

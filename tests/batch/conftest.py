@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from click.testing import CliRunner
 
 from tokentape import Client, Settings
+from tokentape.cli import main
 from tokentape.embedded import EmbeddedServer
 from tokentape.simulator import SimulatorThread
-from tokentape_producer.commands import batch
 
 
 def wait_until(condition: Callable[[], Any], limit_s: float = 60.0) -> Any:
@@ -98,10 +99,31 @@ class BatchStack:
         return self._start(arguments, self.environment(**overrides))
 
     def run(self, *options: str, **overrides: str) -> tuple[int, dict[str, Any], str]:
-        """The same to its end, in this process. -> exit code, summary, what it said to a person"""
-        arguments = ["run", str(self.input), "--out", str(self.out), "--json", *options]
-        done = CliRunner().invoke(batch, arguments, env=self.environment(**overrides), catch_exceptions=False)
-        return done.exit_code, json.loads(done.stdout) if done.stdout else {}, done.stderr
+        """The same with --json to its end, in this process. -> exit code, summary, what stood on stderr"""
+        code, out, err = self.tell("--json", *options, **overrides)
+        return code, json.loads(out) if out else {}, err
+
+    def refused(self, *options: str, **overrides: str) -> tuple[int, dict[str, Any]]:
+        """One that has nothing to say on stdout. -> exit code, the error"""
+        code, out, err = self.tell("--json", *options, **overrides)
+        assert out == ""
+        assert err.count("\n") == 1
+        error: dict[str, Any] = json.loads(err)["error"]
+        return code, error
+
+    def tell(self, *options: str, **overrides: str) -> tuple[int, str, str]:
+        """One for a person. -> exit code, stdout, stderr"""
+        arguments = ["batch", "run", str(self.input), "--out", str(self.out), *options]
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment(**overrides)),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main(arguments)
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out.getvalue(), err.getvalue()
 
     def _start(self, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(

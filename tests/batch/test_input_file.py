@@ -62,8 +62,24 @@ def test_every_bad_line_is_counted_and_the_first_ones_are_named(tmp_path: Path) 
         check(path)
 
     assert [line.number for line in caught.value.lines] == [2, *range(4, 13)]
-    assert "line 2: not JSON" in str(caught.value)
-    assert "… and 11 more" in str(caught.value)
+    assert "the first is line 2: not JSON" in str(caught.value)
+    listing = caught.value.listing()
+    assert (len(listing), listing[-1]) == (11, "  … and 11 more")
+    assert caught.value.bad_lines[0] == {
+        "code": "invalid_json_line",
+        "message": caught.value.lines[0].message,
+        "param": None,
+        "line": 2,
+    }
+
+
+def test_only_bad_line_stands_in_the_message(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "in.jsonl", [FIRST, {"model": "m"}])
+
+    with pytest.raises(BadInput, match=r"line 2: messages: .*; nothing was enqueued") as caught:
+        check(path)
+
+    assert caught.value.listing() == []
 
 
 def test_repeated_custom_id_is_named_with_the_line_that_had_it_first(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -116,6 +117,44 @@ def test_second_run_is_refused_while_the_first_has_the_files(tmp_path: Path) -> 
         open_files(tmp_path)
 
     open_files(tmp_path).close()
+
+
+def test_file_that_is_removed_while_it_is_being_locked_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def remove_and_lock(descriptor: int, operation: int) -> None:
+        (tmp_path / "out.jsonl").unlink()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+
+    with pytest.raises(BatchConflict, match="another run"):
+        open_files(tmp_path)
+
+
+def test_nothing_is_left_of_a_batch_that_is_withdrawn(tmp_path: Path) -> None:
+    (tmp_path / "out.errors.jsonl").touch()
+    with open_files(tmp_path) as files:
+        files.withdraw()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["out.errors.jsonl"]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_files_that_an_earlier_run_has_begun_or_that_hold_something_are_not_withdrawn(
+    tmp_path: Path, resumed: bool
+) -> None:
+    if resumed:
+        open_files(tmp_path).close()
+
+    with open_files(tmp_path) as files:
+        if not resumed:
+            files.errors.write(files.lines.expired(3, "c"))
+        files.withdraw()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.errors.jsonl", "out.jsonl", "out.jsonl.batch"]
 
 
 def test_errors_file_that_another_batch_writes_is_refused(tmp_path: Path) -> None:

@@ -81,3 +81,4 @@ def test_display_fits_where_it_is_shown() -> None:
 
     assert isinstance(display(wanted=True, stream=stream), PlainLines)
     assert type(display(wanted=False, stream=stream)) is Display
+    assert type(display(wanted=True, lines=False, stream=stream)) is Display

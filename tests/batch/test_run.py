@@ -37,7 +37,7 @@ def test_lines_of_both_formats_are_answered_in_openais_output_format(stack: Batc
     code, summary, said = stack.run()
 
     assert (code, summary["status"], summary["lines"], summary["completed"]) == (0, "completed", 4, 4)
-    assert "4 of 4 lines answered: 4 completed" in said
+    assert said == ""
     expected = {name: expected_text(one) for name, one in requests.items()}
     assert texts(stack) == {**expected, "line-000005": expected_text(plain)}
     for line in read_lines(stack.out):
@@ -51,11 +51,16 @@ def test_lines_of_both_formats_are_answered_in_openais_output_format(stack: Batc
 def test_bad_line_is_named_and_nothing_is_enqueued(stack: BatchStack, redis_client: redis.Redis) -> None:
     write_lines(stack.input, [body("good"), {"model": "m", "messages": []}, "{"])
 
-    code, summary, said = stack.run()
+    code, out, said = stack.tell()
+    its_code, error = stack.refused()
 
-    assert code == 2
-    assert "line 2: messages: " in said
-    assert [(bad["line"], bad["param"]) for bad in summary["bad_lines"]] == [(2, "messages"), (3, None)]
+    assert (code, out) == (its_code, "") == (2, "")
+    first, second, last = said.splitlines()
+    assert first.startswith("  line 2: messages: ")
+    assert second.startswith("  line 3: not JSON")
+    assert last.startswith(f"error: {stack.input}: 2 bad lines, nothing was enqueued; the first is line 2: messages: ")
+    assert (error["type"], error["exit_code"]) == ("BadInput", 2)
+    assert f"error: {error['message']}" == last
     assert not list(redis_client.scan_iter(f"{stack.namespace}:*"))
     assert not stack.out.exists()
 
@@ -87,10 +92,14 @@ def test_same_command_has_nothing_to_do_when_all_is_answered(stack: BatchStack) 
 
     # Without a server: what is answered needs none.
     second = stack.run(TOKENTAPE_REDIS_URL="redis://127.0.0.1:1/0")
+    code, out, said = stack.tell(TOKENTAPE_REDIS_URL="redis://127.0.0.1:1/0")
 
-    assert (first[0], second[0]) == (1, 1)
+    assert (first[0], second[0], code) == (1, 1, 1)
     assert second[1]["answered_before"] == 2
-    assert "Nothing to do" in second[2]
+    assert (out, said) == (
+        "",
+        "Nothing to do: 2 of 2 lines answered: 1 completed, 1 failed by earlier runs.\n",
+    )
     assert (stack.out.read_bytes(), stack.errors.read_bytes()) == written
     assert stack.simulator.calls() == calls
 
@@ -150,21 +159,29 @@ def test_answers_that_still_stand_in_redis_are_fetched_for_another_output(stack:
     assert stack.simulator.calls() == 2
 
 
-def test_interrupt_stops_cleanly_and_the_same_command_goes_on(stack: BatchStack) -> None:
+@pytest.mark.parametrize("as_json", [True, False])
+def test_interrupt_stops_cleanly_and_the_same_command_goes_on(stack: BatchStack, as_json: bool) -> None:
     requests = [body(f"{n}", interval_ms=20) for n in range(40)]
     write_lines(stack.input, requests)
-    command = stack.command("--window", "8")
+    command = stack.command("--window", "8", "--json" if as_json else "--no-progress")
     stack.worker()
     wait_until(lambda: stack.out.exists() and stack.out.read_bytes().count(b"\n") >= 5)
 
     command.send_signal(signal.SIGINT)
-    _, said = command.communicate(timeout=60)
+    out, said = command.communicate(timeout=60)
+    before = len(read_lines(stack.out))
     code, summary, _ = stack.run()
 
     assert command.returncode == 130
-    assert b"The same command goes on from here" in said
+    if as_json:
+        assert (json.loads(out)["status"], json.loads(out)["completed"]) == ("interrupted", before)
+        assert said == b""
+    else:
+        assert out == b""
+        assert said.startswith(f"Interrupted. {before} of 40 lines answered: {before} completed".encode())
+        assert said.endswith(b". The same command goes on from here.\n")
     assert (code, summary["completed"]) == (0, 40)
-    assert 5 <= summary["answered_before"] < 40
+    assert 5 <= summary["answered_before"] == before < 40
     assert texts(stack) == {f"line-{n:06d}": expected_text(one) for n, one in enumerate(requests, 1)}
     assert stack.simulator.calls() == 40
 
@@ -172,10 +189,10 @@ def test_interrupt_stops_cleanly_and_the_same_command_goes_on(stack: BatchStack)
 def test_lines_that_the_window_leaves_no_time_expire_without_a_worker(stack: BatchStack) -> None:
     write_lines(stack.input, [batch_line(f"{n}", body(f"{n}")) for n in range(5)])
 
-    code, summary, said = stack.run("--timeout", "1", "--window", "2")
+    code, out, said = stack.tell("--timeout", "1", "--window", "2")
 
-    assert (code, summary["expired"]) == (4, 5)
-    assert "5 expired" in said
+    assert (code, out) == (4, "")
+    assert "5 of 5 lines answered: 5 expired in " in said
     lines = read_lines(stack.errors)
     assert sorted(line["custom_id"] for line in lines) == list("01234")
     assert {(line["response"], line["error"]["code"]) for line in lines} == {(None, "batch_expired")}
@@ -280,13 +297,51 @@ def test_input_that_links_to_itself_is_refused(stack: BatchStack) -> None:
     assert "cannot be read" in said
 
 
-def test_redis_that_is_not_there_has_an_exit_code_of_its_own(stack: BatchStack) -> None:
+def test_redis_that_is_not_there_is_told_as_by_every_command_and_nothing_is_left_behind(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1")])
+    away = {"TOKENTAPE_REDIS_URL": "redis://:s3cret@127.0.0.1:1/0", "TOKENTAPE_REDIS_WAIT_S": "0.2"}
+
+    code, out, said = stack.tell("--no-progress", **away)
+    its_code, error = stack.refused(**away)
+
+    assert (code, out) == (its_code, "") == (5, "")
+    assert said.startswith("error: Redis does not answer: ")
+    assert "redis://:***@127.0.0.1:1/0 from TOKENTAPE_REDIS_URL" in said
+    assert said.count("\n") == 1
+    assert (error["type"], f"error: {error['message']}\n") == ("RedisUnavailable", said)
+    assert [path.name for path in stack.folder.iterdir()] == ["in.jsonl"]
+
+
+def test_run_that_an_outage_ends_says_how_far_it_was_and_that_it_can_go_on(stack: BatchStack) -> None:
+    write_lines(stack.input, [body("1"), body("2")])
+    stack.worker()
+    stack.run()
+    answered = stack.out.read_bytes().splitlines(keepends=True)
+    stack.out.write_bytes(answered[0])
+    away = {"TOKENTAPE_REDIS_URL": "redis://127.0.0.1:1/0", "TOKENTAPE_REDIS_WAIT_S": "0.2"}
+
+    code, _, said = stack.tell("--no-progress", **away)
+    its_code, summary, error = stack.run(**away)
+
+    assert code == its_code == 5
+    assert said.startswith("1 of 2 lines answered: 1 completed. The same command goes on from here.\nerror: Redis ")
+    assert (summary["status"], summary["completed"], summary["answered_before"]) == ("stopped", 1, 1)
+    assert json.loads(error)["error"]["type"] == "RedisUnavailable"
+
+
+def test_upstream_that_nobody_knows_leaves_no_files_that_stand_in_the_way_of_the_right_one(stack: BatchStack) -> None:
     write_lines(stack.input, [body("1")])
 
-    code, summary, said = stack.run(TOKENTAPE_REDIS_URL="redis://127.0.0.1:1/0", TOKENTAPE_REDIS_WAIT_S="0.2")
+    code, _, said = stack.tell("--upstream", "nosuch")
+    left = [path.name for path in stack.folder.iterdir()]
+    stack.worker()
+    mended, summary, _ = stack.run("--upstream", "default")
 
-    assert (code, summary["status"]) == (5, "stopped")
-    assert "Redis does not answer" in said
+    assert code == 2
+    assert said.startswith("error: upstream: no upstream 'nosuch'")
+    assert "goes on" not in said
+    assert left == ["in.jsonl"]
+    assert (mended, summary["completed"]) == (0, 1)
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "--no-progress"])
@@ -294,9 +349,10 @@ def test_quiet_command_says_only_what_was_asked_for(stack: BatchStack, flag: str
     write_lines(stack.input, [body("1")])
     stack.worker()
 
-    code, summary, said = stack.run(flag)
+    code, out, said = stack.tell(flag)
 
-    assert (code, summary["completed"]) == (0, 1)
+    assert (code, out) == (0, "")
+    assert said.startswith("1 of 1 lines answered: 1 completed in ") == (flag == "--no-progress")
     assert bool(said) == (flag == "--no-progress")
 
 
