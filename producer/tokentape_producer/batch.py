@@ -286,8 +286,10 @@ class Batch:
                 raise
             now = time.monotonic()
             self._full_since = self._full_since or now
-            if not self._flights and now - self._full_since > OUTAGE_WAIT_S:
-                raise  # nothing of ours is left there that could make room
+            # Once lines were submitted, the memory is more likely full for a while than too small.
+            wait_s = OUTAGE_WAIT_S if self.counts.submitted else self._servers.settings.redis_wait_s
+            if not self._flights and now - self._full_since > wait_s:  # nothing of ours there could make room
+                raise RedisUnavailable("the Redis server's memory is full, so that it takes no jobs") from error
             self._submit_at = now + _FULL_PAUSE_S
             self._observer.noted("the Redis server's memory is full: no more lines are submitted until there is room")
             return False

@@ -97,6 +97,9 @@ def run(
     files are skipped, jobs under way are joined, answers that are there are fetched. To have everything answered anew,
     choose another --out and a --batch-id. OUT.jsonl.batch says which batch the files belong to; leave it beside them.
 
+    A server that is not there, or takes no jobs, is waited for: for TOKENTAPE_REDIS_WAIT_S at the start, and for ten
+    minutes once the run has begun.
+
     Once a completed line is on the disk, its job stays in Redis for one more minute.
 
     With --json a summary stands on standard output if anything was answered or enqueued, also where the run was
@@ -178,8 +181,8 @@ def _run(
         if stop.requested():
             raise Stopped
 
-    def trouble() -> None:
-        shown.noted("the Redis server does not answer; trying again")
+    def trouble(what: str) -> None:
+        shown.noted(f"{what}; trying again")
         if stop.requested():
             raise Stopped
 

@@ -1,7 +1,7 @@
 """The servers of queue and tapes, as a long run uses them: an outage is waited out, for minutes if need be.
 
 It drives the same steps (`tokentape.operations`) as Client does. What it adds is that the one who waits is told, and
-can stop waiting: `on_trouble` is called before each further try, and may raise.
+can stop waiting: `on_trouble` is called before each further try with what the matter is, and may raise.
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
+
 from tokentape.connection import Server, connect, patiently
+from tokentape.errors import RedisUnavailable
 from tokentape.operations import CLIENT_SCRIPTS, Ask, Operations, Steps
+from tokentape.queue import rq_job_key
 from tokentape.scripts import Command
 from tokentape.settings import Settings
 
 T = TypeVar("T")
+
+#: A job that is never submitted.
+_NOBODY: Final = f"job_{'0' * 32}"
 
 #: How long an outage in the middle of a batch is waited out.
 OUTAGE_WAIT_S: Final = 600.0
@@ -25,7 +32,7 @@ OUTAGE_WAIT_S: Final = 600.0
 class Servers:
     """Connections for one run, for one thread. Every call raises RedisUnavailable after `patience_s` seconds."""
 
-    def __init__(self, settings: Settings, on_trouble: Callable[[], None] | None = None) -> None:
+    def __init__(self, settings: Settings, on_trouble: Callable[[str], None] | None = None) -> None:
         one_server = settings.tape_url in (None, settings.redis_url)
         self.settings = settings
         self.operations = Operations(settings, one_server)
@@ -43,9 +50,12 @@ class Servers:
         self._tapes.client.close()
 
     def reach(self) -> None:
-        """Ask both for a sign of life; from here on outages are waited out for OUTAGE_WAIT_S."""
-        self.queue([("PING",)])
-        self.tapes([("PING",)])
+        """Ask both whether they take writes, by one that changes nothing: a read-only replica would answer a PING.
+
+        From here on outages are waited out for OUTAGE_WAIT_S.
+        """
+        self.queue([("PEXPIRE", rq_job_key(_NOBODY), 1)])
+        self.tapes([("PEXPIRE", self.operations.tape(_NOBODY).key, 1)])
         self.patience_s = max(OUTAGE_WAIT_S, self.settings.redis_wait_s)
 
     def queue(self, commands: list[Command], *, atomic: bool = False) -> list[Any]:
@@ -71,4 +81,32 @@ class Servers:
         return run(ask.commands, atomic=ask.atomic)
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        return patiently(call, self.patience_s, self._on_trouble)
+        trouble: Exception | None = None
+
+        def attempt() -> T:
+            nonlocal trouble
+            try:
+                return call()
+            except (RedisError, OSError) as error:
+                trouble = error
+                raise
+
+        def tell() -> None:
+            if self._on_trouble is not None:
+                self._on_trouble(_words(trouble))
+
+        try:
+            return patiently(attempt, self.patience_s, tell)
+        except RedisUnavailable as error:
+            if isinstance(trouble, ReadOnlyError):
+                raise RedisUnavailable(_words(trouble)) from trouble
+            raise error from trouble
+
+
+def _words(trouble: Exception | None) -> str:
+    """What the matter is with a server, for a person."""
+    if isinstance(trouble, ReadOnlyError):
+        return "the Redis server is a read-only replica, which takes no jobs"
+    if isinstance(trouble, AuthenticationError):
+        return "the Redis server refuses the login"
+    return "the Redis server does not answer"

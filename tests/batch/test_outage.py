@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import redis
 
 from tokentape.embedded import EmbeddedServer
+from tokentape.job import derive_job_id
 from tokentape.simulator import SimulatorThread, expected_text
+from tokentape.tape import Tape
 
 from .conftest import BatchStack, body, read_lines, wait_until, write_lines
 
@@ -45,16 +48,69 @@ def test_outage_is_waited_out(own_stack: BatchStack, server: EmbeddedServer) -> 
     assert answers == {f"line-{n:06d}": expected_text(one) for n, one in enumerate(requests, 1)}
 
 
-def test_server_without_memory_is_asked_again_until_it_has_room(own_stack: BatchStack, server: EmbeddedServer) -> None:
-    write_lines(own_stack.input, [body("1"), body("2")])
-    with redis.Redis.from_url(server.url) as control:
-        control.config_set("maxmemory", "1")
-        command = own_stack.command()
-        assert command.stderr is not None
-        said = command.stderr.readline()
-        control.config_set("maxmemory", "0")
-    own_stack.worker()
+def wait_until_said(command: subprocess.Popen[bytes], words: bytes) -> None:
+    """Read what a command says until it says this. One that ends without it fails the test."""
+    assert command.stderr is not None
+    said = []
+    for line in command.stderr:
+        said.append(line)
+        if words in line:
+            return
+    pytest.fail(f"it ended, and had said: {said}")
 
-    assert b"memory is full" in said
-    assert command.wait(timeout=60) == 0
+
+def lose_job(stack: BatchStack, pipe: redis.Redis, line: int) -> None:
+    """What belongs to a line's job is gone, so that it is to be submitted again."""
+    tape = Tape(stack.namespace, derive_job_id("batch:b", f"b:{line}"))
+    pipe.delete(tape.key, tape.request_key)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "mended", "words"),
+    [
+        (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"], b"memory is full"),
+        (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"], b"is a read-only replica"),
+    ],
+    ids=["full", "replica"],
+)
+def test_server_that_takes_no_jobs_in_the_middle_is_waited_for(
+    own_stack: BatchStack, server: EmbeddedServer, trouble: list[str], mended: list[str], words: bytes
+) -> None:
+    write_lines(own_stack.input, [body("1"), body("2")])
+    command, client = own_stack.command("--batch-id", "b", TOKENTAPE_REDIS_WAIT_S="0.01"), own_stack.client()
+    wait_until(lambda: client.overview().open == 2)
+    with redis.Redis.from_url(server.url) as control:
+        with control.pipeline(transaction=True) as together:
+            lose_job(own_stack, together, line=1)
+            together.execute_command(*trouble)
+            together.execute()
+        wait_until_said(command, words)
+        control.execute_command(*mended)
+    own_stack.worker()
+    _, said = command.communicate(timeout=60)
+
+    assert command.returncode == 0, said
     assert len(read_lines(own_stack.out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (["CONFIG", "SET", "maxmemory", "1"], "the Redis server's memory is full, so that it takes no jobs; "),
+        (["REPLICAOF", "127.0.0.1", "1"], "the Redis server is a read-only replica, which takes no jobs; "),
+        (["CONFIG", "SET", "requirepass", "s3cret"], "Redis refuses the login: "),
+    ],
+    ids=["full", "replica", "login"],
+)
+def test_server_that_takes_no_jobs_at_the_start_is_told_as_what_it_is(
+    own_stack: BatchStack, server: EmbeddedServer, trouble: list[str], words: str
+) -> None:
+    write_lines(own_stack.input, [body("1")])
+    with redis.Redis.from_url(server.url) as control:
+        control.execute_command(*trouble)
+
+    code, error = own_stack.refused(TOKENTAPE_REDIS_WAIT_S="0.2")
+
+    assert code == 5
+    assert error["message"].startswith(words)
+    assert [path.name for path in own_stack.folder.glob("*.jsonl*")] == ["in.jsonl"]
