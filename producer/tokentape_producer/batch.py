@@ -13,14 +13,26 @@ The batch's identity is the input's content and the options that change answers 
 given. The completion window begins with the first run; jobs get what is left of it as their timeout, and lines that had
 no turn when it closes are answered as expired.
 
-A run holds four bytes (a checksum) and one flag for each line, and the flights. One thread does everything, in turns:
-submit some, collect some. A service can run many batches, each in a thread.
+Asking again (`retry_failed`): a line that stands in the errors is asked as a job of another id, which says for which
+time it is asked; so does the result line. The earlier answer stays where it is until a later one is on the disk:
+
+    in the errors ─▶ under way again ─▶ the later answer is written, too ─▶ it is on the disk ─▶ the earlier is removed
+
+A run that is killed before the later answer is written leaves the line as failed, and the next one that asks again
+joins its job: it is asked for the same time. A run that is killed after that leaves the line twice, and the next one,
+whether it asks again or not, takes the later answer and removes the earlier, as every run does at its end. At no moment
+does a line stand nowhere, and each stands once whenever a run has ended by itself. Where lines are asked again the
+window begins with the run that asks: the one before may be what they expired of.
+
+A run holds nine bytes for each line (a checksum, what became of it, how often it was asked), and the flights. One
+thread does everything, in turns: submit some, collect some. A service can run many batches, each in a thread.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,7 +48,7 @@ from .flights import Departure, Flight, Flights, departures
 from .input_file import Checked, InputFile
 from .lines import Line
 from .output_files import BatchConflict, OutputFiles
-from .results import Verdict
+from .results import VERDICTS, Verdict
 from .servers import OUTAGE_WAIT_S, Servers
 
 DEFAULT_WINDOW: Final = 2000
@@ -90,19 +102,24 @@ class Counts:
     def answered(self) -> int:
         return self.completed + self.failed + self.cancelled + self.expired
 
-    def add(self, verdict: Verdict) -> None:
-        setattr(self, verdict, getattr(self, verdict) + 1)
+    def add(self, verdict: Verdict, count: int = 1) -> None:
+        setattr(self, verdict, getattr(self, verdict) + count)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a batch is run. `timeout_s` counts from the first run; `keep` leaves jobs their whole retention."""
+    """How a batch is run.
+
+    `timeout_s` counts from the first run; `keep` leaves jobs their whole retention; `retry_failed` asks the lines again
+    that stand in the errors.
+    """
 
     upstream: str | None = None
     priority: Priority = "low"
     window: int = DEFAULT_WINDOW
     timeout_s: float = DEFAULT_TIMEOUT_S
     keep: bool = False
+    retry_failed: bool = False
 
 
 def identity(input_sha256: str, *, upstream: str | None, model: str | None) -> str:
@@ -136,9 +153,19 @@ class Batch:
         self._observer = observer
         self._stop = stop
         self._collector = Collector(servers)
-        self._closes_at = files.record.started_at + options.timeout_s
+        begins_at = time.time() if options.retry_failed else files.record.started_at
+        self._closes_at = begins_at + options.timeout_s
         self.counts = Counts(checked.requests)
-        self._answered = self._read_back()
+        #: For each line by its number: what became of it, as a place in VERDICTS from 1 on, or 0.
+        self._answered = bytearray(len(checked.checksums))
+        #: For how many times of asking it was answered.
+        self._asked = array("I", bytes(4 * len(checked.checksums)))
+        #: Whether answers stand in the errors that later ones have taken the place of.
+        self._outdated = False
+        self._read_back()
+        self._tidy()
+        if options.retry_failed:
+            self._forget_errors()
         self._flights = Flights(options.window)
         self._first_time = departures(self._from_input(), self._flights.step)
         self._lost: deque[Flight] = deque()
@@ -159,6 +186,7 @@ class Batch:
             self._run()
         finally:
             self._files.sync()
+            self._tidy()
         # Everything is answered and on the disk: what is left to do is a courtesy to the server, and not worth a wait.
         self._servers.patience_s = self._servers.settings.redis_wait_s
         try:
@@ -210,19 +238,42 @@ class Batch:
 
     # ---- what there is to do
 
-    def _read_back(self) -> bytearray:
-        """A flag for each line: whether an earlier run has answered it."""
-        flags = bytearray(len(self._checked.checksums))
-        for answered in self._files.read_back():
-            number = answered.number
-            if not 0 < number < len(flags) or flags[number]:
+    def _read_back(self) -> None:
+        """What earlier runs have answered: of each line the answer to the last time that it was asked."""
+        for one in self._files.read_back():
+            number = one.number
+            known = 0 < number < len(self._asked)
+            before = self._asked[number] if known else 0
+            # The output is read first, and a completed line is not asked again.
+            completed = known and self._answered[number] == 1
+            if not known or one.asked == before or (completed and (one.asked > before or one.verdict == "completed")):
                 raise BatchConflict(
                     f"{self._files.out.path}, {self._files.errors.path}: line {number} of the input is answered twice, "
                     "or does not exist; move the files away"
                 )
-            flags[number] = 1
-            self.counts.add(answered.verdict)
-        return flags
+            self._outdated |= before > 0
+            if one.asked > before:
+                self._note(number, one.verdict, one.asked)
+
+    def _note(self, number: int, verdict: Verdict, asked: int) -> None:
+        """A line is answered, or answered anew."""
+        if self._answered[number]:
+            self.counts.add(VERDICTS[self._answered[number] - 1], -1)
+        self.counts.add(verdict)
+        self._answered[number] = VERDICTS.index(verdict) + 1
+        self._asked[number] = asked
+
+    def _forget_errors(self) -> None:
+        """Lines that stand in the errors are to be asked again."""
+        for number, place in enumerate(self._answered):
+            if place > 1:
+                self.counts.add(VERDICTS[place - 1], -1)
+                self._answered[number] = 0
+
+    def _tidy(self) -> None:
+        if self._outdated:
+            self._files.tidy(lambda one: one.asked == self._asked[one.number])
+            self._outdated = False
 
     def _from_input(self) -> Iterator[tuple[ChatJob, Flight]]:
         for offset, size, line in self._source.lines(self._checked, self._answered):
@@ -231,10 +282,12 @@ class Batch:
 
     def _job(self, line: Line) -> ChatJob:
         batch_id = self._files.record.batch_id
+        before = self._asked[line.number]
         return ChatJob.create(
             line.request,
             tenant=f"batch:{batch_id}",
-            idempotency_key=f"{batch_id}:{line.number}",
+            # Another one for each time of asking, as the job of the time before has ended.
+            idempotency_key=f"{batch_id}:{line.number}" + (f":{before + 1}" if before else ""),
             upstream=self._options.upstream,
             priority=self._options.priority,
             # Past the window the job is not submitted, but has an id.
@@ -301,7 +354,7 @@ class Batch:
         never = set(self._collector.expire_overdue([job.id for job, _ in departure]))
         for job, flight in departure:
             if job.id in never:
-                self._answer(flight, "expired", self._files.lines.expired(flight.number, flight.custom_id))
+                self._expire(flight)
             else:
                 self._flights.add(flight)
 
@@ -316,35 +369,41 @@ class Batch:
         return moved
 
     def _land(self, flight: Flight, outcome: Outcome) -> None:
-        lines, number, custom_id = self._files.lines, flight.number, flight.custom_id
-        end = outcome.end
+        lines, number, custom_id, job_id = self._files.lines, flight.number, flight.custom_id, flight.job_id
+        end, asked = outcome.end, self._asked[flight.number] + 1
         if end is None:
             self._lose(flight)
         elif outcome.result is not None:
-            self._answer(flight, "completed", lines.completed(number, custom_id, flight.job_id, outcome.result))
-            self._written.append(flight.job_id)
+            self._answer(flight, "completed", lines.completed(number, custom_id, job_id, outcome.result, asked=asked))
+            self._written.append(job_id)
         elif end.status == "expired":
-            self._answer(flight, "expired", lines.expired(number, custom_id))
+            self._expire(flight)
         elif end.status == "cancelled":
-            self._answer(flight, "cancelled", lines.cancelled(number, custom_id, end))
+            self._answer(flight, "cancelled", lines.cancelled(number, custom_id, end, asked=asked))
         else:
             error = end.error or ErrorInfo(type=end.status, message="no reason was recorded")
-            self._answer(flight, "failed", lines.failed(number, custom_id, flight.job_id, error))
+            self._answer(flight, "failed", lines.failed(number, custom_id, job_id, error, asked=asked))
 
     def _lose(self, flight: Flight) -> None:
         """The tape is gone (evicted, flushed, lost in a failover): the job is run again, but not for ever."""
         flight.losses += 1
         if self._closed:
-            self._answer(flight, "expired", self._files.lines.expired(flight.number, flight.custom_id))
+            self._expire(flight)
         elif flight.losses > _MOST_LOSSES:
-            self._answer(flight, "failed", self._files.lines.lost(flight.number, flight.custom_id))
+            asked = self._asked[flight.number] + 1
+            self._answer(flight, "failed", self._files.lines.lost(flight.number, flight.custom_id, asked=asked))
         else:
             self._lost.append(flight)
 
+    def _expire(self, flight: Flight) -> None:
+        asked = self._asked[flight.number] + 1
+        self._answer(flight, "expired", self._files.lines.expired(flight.number, flight.custom_id, asked=asked))
+
     def _answer(self, flight: Flight, verdict: Verdict, line: bytes) -> None:
         (self._files.out if verdict == "completed" else self._files.errors).write(line)
-        self._answered[flight.number] = 1
-        self.counts.add(verdict)
+        before = self._asked[flight.number]
+        self._outdated |= before > 0
+        self._note(flight.number, verdict, before + 1)
 
     def _look_around(self) -> None:
         """Look at every flight, whatever the set of ended jobs says, and at whether anybody works on them."""

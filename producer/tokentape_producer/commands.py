@@ -40,6 +40,7 @@ class _RunOptions(TypedDict):
     window: int
     timeout_s: float
     keep: bool
+    retry_failed: bool
 
 
 def _checked_id(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
@@ -71,6 +72,7 @@ def batch() -> None:
               help="Give the batch a name. [default: made of the input's content, --model and --upstream]")  # fmt: skip
 @click.option("--keep", is_flag=True,
               help="Leave completed jobs in Redis for TOKENTAPE_RETENTION_S, not for a minute.")  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="Ask the lines again that stand in ERR.jsonl.")
 @click.option("--json", "as_json", is_flag=True,
               help="Print a summary as JSON on standard output, and an error as JSON on standard error.")  # fmt: skip
 @click.option("--no-progress", is_flag=True, help="No bar and no progress lines.")
@@ -97,6 +99,9 @@ def run(
     files are skipped, jobs under way are joined, answers that are there are fetched. To have everything answered anew,
     choose another --out and a --batch-id. OUT.jsonl.batch says which batch the files belong to; leave it beside them.
 
+    With --retry-failed the lines that stand in ERR.jsonl (failed, cancelled or expired) are asked again, once in each
+    run, and the new answer takes the place of the old one. --timeout then begins anew.
+
     A server that is not there, or takes no jobs, is waited for: for TOKENTAPE_REDIS_WAIT_S at the start, and for ten
     minutes once the run has begun.
 
@@ -111,8 +116,9 @@ def run(
     4 some expired with the window; 5 Redis not reachable; 130 interrupted (143 by SIGTERM).
 
     \b
-    Example:
+    Examples:
       tokentape batch run prompts.jsonl --out answers.jsonl --model gpt-4o-mini
+      tokentape batch run prompts.jsonl --out answers.jsonl --model gpt-4o-mini --retry-failed
     """
     summary = Summary(out_path, errors_path or default_errors(out_path))
     stop = StopSignals()

@@ -8,6 +8,9 @@ Both result files are locked (flock) for as long as a run has them open: a secon
 write to the end of the file, so that a killed process leaves at most one torn line, which the next run cuts off; its
 job has ended by then, so that the line is fetched again, not run again. `sync` makes what was written durable: before
 it, nothing that could bring a result back may be thrown away.
+
+Lines are only ever added, with one exception: where a line that stands in the errors was asked again and answered, the
+earlier answer is removed once the later one is on the disk, by a new file in the place of the old (`tidy`).
 """
 
 from __future__ import annotations
@@ -70,7 +73,8 @@ class ResultFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._dirty = False
+        # A run that was killed may have written what is not on the disk yet.
+        self._dirty = True
         try:
             self._made = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -110,7 +114,7 @@ class ResultFile:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
-            raise OutputUnwritable(f"{self.path} cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
         self._dirty = True
 
     def sync(self) -> None:
@@ -119,7 +123,7 @@ class ResultFile:
             try:
                 os.fsync(self._fd)
             except OSError as error:
-                raise OutputUnwritable(f"{self.path} cannot be written: {error.strerror}") from error
+                raise self._unwritable(error) from error
             self._dirty = False
 
     def cut_torn_line(self) -> None:
@@ -140,6 +144,43 @@ class ResultFile:
         """What stands in the file, line by line."""
         with self.path.open("rb") as file:
             yield from file
+
+    def rewrite(self, keep: Callable[[bytes], bool]) -> None:
+        """Leave out the lines that are not to be kept, as a whole or not at all."""
+        target = Path(os.path.realpath(self.path))
+        try:
+            new = ResultFile(target.parent / f"{target.name}.new")
+        except BatchConflict as error:
+            raise OutputUnwritable(str(error)) from error
+        try:
+            new.become(self, target, keep)
+        except BaseException:
+            new.close()
+            with contextlib.suppress(OSError):
+                new.path.unlink(missing_ok=True)
+            raise
+        # It was locked before it got its name.
+        os.close(self._fd)
+        self._fd = new._fd
+
+    def become(self, old: ResultFile, target: Path, keep: Callable[[bytes], bool]) -> None:
+        """Take the place of another one, with those of its lines that are to be kept."""
+        try:
+            os.ftruncate(self._fd, 0)
+            os.fchmod(self._fd, stat.S_IMODE(target.stat().st_mode))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        for line in filter(keep, old.lines()):
+            self.write(line)
+        self.sync()
+        try:
+            self.path.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> OutputUnwritable:
+        return OutputUnwritable(f"{self.path} cannot be written: {error.strerror}")
 
     def withdraw(self) -> None:
         """Remove the file where this run has made it, and nothing stands in it."""
@@ -215,6 +256,11 @@ class OutputFiles:
                     raise BatchConflict(f"{file.path}: line {number} was not written by this batch; move the file away")
                 yield answered
 
+    def tidy(self, stands: Callable[[Answered], bool]) -> None:
+        """Remove from the errors the answers that a later one has taken the place of; that is on the disk first."""
+        self.sync()
+        self.errors.rewrite(lambda line: (answered := self.lines.read_error(line)) is not None and stands(answered))
+
     def _settle_record(self, record: BatchRecord, fresh: bool) -> BatchRecord:
         """The record that stands, written where none does."""
         before = self._read_record()
@@ -253,13 +299,18 @@ class OutputFiles:
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self._record_path)
-            folder = os.open(self._record_path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync_folder(self._record_path.parent)
         except OSError as error:
             raise OutputUnwritable(f"{self._record_path} cannot be written: {error.strerror}") from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def check_place(path: Path) -> None:

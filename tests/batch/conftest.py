@@ -98,6 +98,10 @@ class BatchStack:
         arguments = ["-m", "tokentape_producer", "batch", "run", str(self.input), "--out", str(self.out), *options]
         return self._start(arguments, self.environment(**overrides))
 
+    def process(self, arguments: list[str], **overrides: str) -> subprocess.Popen[bytes]:
+        """Any other program in Python."""
+        return self._start(arguments, self.environment(**overrides))
+
     def run(self, *options: str, **overrides: str) -> tuple[int, dict[str, Any], str]:
         """The same with --json to its end, in this process. -> exit code, summary, what stood on stderr"""
         code, out, err = self.tell("--json", *options, **overrides)

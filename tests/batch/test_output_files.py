@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,14 @@ from typing import Any
 import pytest
 
 from tokentape import ErrorInfo
-from tokentape_producer.output_files import BatchConflict, BatchRecord, OutputFiles, default_errors, new_record
+from tokentape_producer.output_files import (
+    BatchConflict,
+    BatchRecord,
+    OutputFiles,
+    OutputUnwritable,
+    default_errors,
+    new_record,
+)
 from tokentape_producer.results import Answered, ResultLines
 
 JOB = "job_" + "0" * 32
@@ -94,6 +102,59 @@ def test_what_was_written_is_read_back_by_line_number(tmp_path: Path) -> None:
         Answered(3, "expired"),
         Answered(4, "cancelled"),
     ]
+
+
+def test_result_line_says_which_time_of_asking_it_answers(tmp_path: Path) -> None:
+    error = ErrorInfo(type="timeout", message="")
+    with open_files(tmp_path) as files:
+        files.out.write(files.lines.completed(1, "a", JOB, COMPLETION, asked=2))
+        files.errors.write(files.lines.failed(2, "b", JOB, error, asked=1))
+        files.errors.write(files.lines.failed(2, "b", JOB, error, asked=13))
+        files.errors.write(files.lines.lost(3, "c", asked=4))
+        files.errors.write(files.lines.cancelled(4, "d", None, asked=5))
+        files.errors.write(files.lines.expired(5, "e", asked=6))
+        ids = [json.loads(line)["id"] for line in files.errors.lines()]
+        answered = [(one.number, one.asked) for one in files.read_back()]
+
+    assert answered == [(1, 2), (2, 1), (2, 13), (3, 4), (4, 5), (5, 6)]
+    assert len(set(ids)) == len(ids)
+    assert not ids[0].endswith("_1")
+
+
+def test_answers_that_are_outdated_are_removed_and_the_file_stays_locked_and_as_it_was(tmp_path: Path) -> None:
+    errors = tmp_path / "out.errors.jsonl"
+    (tmp_path / "elsewhere").touch(mode=0o640)
+    errors.symlink_to("elsewhere")
+    with open_files(tmp_path) as files:
+        for asked in (1, 2):
+            files.errors.write(files.lines.expired(1, "a", asked=asked))
+            files.errors.write(files.lines.expired(2, "b", asked=asked))
+
+        files.tidy(lambda one: one.asked == 2)
+        files.errors.write(files.lines.expired(3, "c"))
+
+        assert [(one.number, one.asked) for one in files.read_back()] == [(1, 2), (2, 2), (3, 1)]
+        with pytest.raises(BatchConflict, match="another run"):
+            open_files(tmp_path)
+    assert errors.is_symlink()
+    assert stat.S_IMODE(errors.stat().st_mode) == 0o640
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "elsewhere",
+        "out.errors.jsonl",
+        "out.jsonl",
+        "out.jsonl.batch",
+    ]
+
+
+def test_errors_that_cannot_be_written_anew_stay_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "out.errors.jsonl.new").mkdir()
+    with open_files(tmp_path) as files:
+        files.errors.write(files.lines.expired(1, "a"))
+
+        with pytest.raises(OutputUnwritable, match="cannot be opened"):
+            files.tidy(lambda _: False)
+
+        assert [one.number for one in files.read_back()] == [1]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
