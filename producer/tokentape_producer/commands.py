@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from tokentape.settings import Settings
 from .batch import DEFAULT_TIMEOUT_S, DEFAULT_WINDOW, Batch, Options, Stopped, identity
 from .input_file import BadInput, InputFile
 from .output_files import BatchConflict, OutputFiles, check_place, default_errors, new_record
-from .progress import Display, display
+from .progress import Display, display, say
 from .servers import Servers
 from .summary import Summary
 
@@ -228,6 +229,6 @@ def _tell(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         return
     if isinstance(summary.error, BadInput):
         for line in summary.error.listing():
-            click.echo(printable(line), err=True)
+            say(printable(line), sys.stderr)
     if not quiet and (text := summary.text()) is not None:
-        click.echo(text, err=True)
+        say(text, sys.stderr)

@@ -6,6 +6,7 @@ now; a resumed run does not take credit for what stood there already.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -120,7 +121,7 @@ class PlainLines(Display):
         return True
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        say(text, self._stream)
 
 
 class Bar(Display):
@@ -157,6 +158,12 @@ class Bar(Display):
     def noted(self, text: str) -> None:
         if self._notes.due(text):
             self._progress.console.print(text, highlight=False, markup=False)
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Write a line for whoever reads. A reader that has gone, or a full disk, is no reason to end a run."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)
 
 
 def display(*, wanted: bool, lines: bool = True, stream: TextIO | None = None) -> Display:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 
 import pytest
@@ -74,6 +75,19 @@ def test_plain_lines_come_now_and_then_and_notes_once_a_minute() -> None:
     lines = stream.getvalue().splitlines()
     assert sum(line.startswith("1 of 10 answered") for line in lines) == 14
     assert lines.count("no worker is running") == 2
+
+
+def test_log_that_takes_nothing_ends_no_run() -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, f"no room for {text!r}")
+
+    clock = Clock()
+    shown = PlainLines(Full(), clock)
+    clock.now += 10
+
+    shown.counted(Counts(total=10, completed=1))
+    shown.noted("no worker is running")
 
 
 def test_display_fits_where_it_is_shown() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -342,6 +345,20 @@ def test_upstream_that_nobody_knows_leaves_no_files_that_stand_in_the_way_of_the
     assert "goes on" not in said
     assert left == ["in.jsonl"]
     assert (mended, summary["completed"]) == (0, 1)
+
+
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full", "2> >(exec true)", ">&- 2>&-", "--json 2>&-"])
+def test_stderr_that_takes_nothing_changes_nothing(stack: BatchStack, redirected: str) -> None:
+    if "/dev/full" in redirected and not Path("/dev/full").exists():
+        pytest.skip("has no device that is always full")
+    write_lines(stack.input, [body("1")])
+    stack.worker()
+    command = f"{sys.executable} -P -m tokentape_producer batch run {stack.input} --out {stack.out} {redirected}"
+
+    done = subprocess.run(["bash", "-c", command], env=stack.environment(), timeout=60, check=False)
+
+    assert done.returncode == 0
+    assert texts(stack) == {"line-000001": expected_text(body("1"))}
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "--no-progress"])
