@@ -10,7 +10,7 @@ import xml.dom.minidom
 from pathlib import Path
 
 import tokentape
-from tokentape import Settings
+from tokentape import Settings, testing
 
 from .conftest import DOCS, ROOT, Environment, blocks, run_shell, titled
 
@@ -48,6 +48,13 @@ def test_the_reference_has_every_public_name_once() -> None:
     pages = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
 
     assert sorted(re.findall(r"^::: tokentape\.(\w+)$", pages, re.MULTILINE)) == sorted(tokentape.__all__)
+
+
+def test_the_reference_has_what_tests_of_applications_import() -> None:
+    page = (DOCS / "reference" / "python.md").read_text()
+
+    assert re.findall(r"^::: tokentape\.testing\.(\w+)$", page, re.MULTILINE) == ["Stack", "FakeStack"]
+    assert sorted(testing.__all__) == ["FakeStack", "Stack"]
 
 
 def test_the_reference_has_every_command(tmp_path: Path) -> None:
