@@ -1,11 +1,11 @@
 """The check before a release: what was built is installed where nothing of the checkout is, and tried.
 
-    script/release-check [--newest] [--python 3.12 …]
+    script/release-check [--newest | --lowest] [--python 3.12 …]
 
 For each Python and each of wheel and sdist: an environment with the base install alone, where the command answers and
 names what it lacks; then with the extra `local`, where every module is imported, the demo runs, and of the wheel every
-command of the README and the tutorial, in an empty home and an empty environment; then with `testing`. Exit code 0 only
-where all is right.
+command of the README and the tutorial, in an empty home and an empty environment; then with `testing`. On the first
+Python the wheel once more, with the lowest versions that pyproject.toml allows. Exit code 0 only where all is right.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ VERSIONS: Final = ("3.11", "3.12", "3.13")
 
 INSTALL_S: Final = 900
 RUN_S: Final = 180
+
+#: What can be installed in one environment from what is published. `engine` is for one demo.
+EXTRAS: Final = ("worker", "producer", "local", "testing")
 
 _PLUGIN: Final = "tokentape.testing.plugin"
 
@@ -142,10 +146,9 @@ class Environment:
     def run_python(self, *arguments: str | Path) -> str:
         return run([self.python, "-I", *arguments], self.home, self._bare, RUN_S)
 
-    def run_pages(self) -> None:
-        """The blocks of the README and the tutorial as they stand, by the tests that also run them in the checkout."""
+    def run_pages(self, *pages: str) -> None:
+        """The blocks of pages as they stand, by the tests that also run them in the checkout."""
         bin_ = {"TOKENTAPE_TEST_BIN": str(self.folder / "venv/bin")}
-        pages = ("tests/docs/test_readme.py", "tests/docs/test_tutorial.py")
         tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "as_written", *pages]
         run(tests, ROOT, {**os.environ, **bin_}, RUN_S)
 
@@ -191,11 +194,32 @@ def check(environment: Environment, artifact: Path, version: str) -> str:
     if artifact.suffix == ".whl":
         environment.install("starlette")
         environment.install("uvicorn")
-        environment.run_pages()
+        environment.run_pages("tests/docs/test_readme.py", "tests/docs/test_tutorial.py")
 
     environment.install(f"tokentape[testing] @ {artifact.as_uri()}")
     environment.run_python("-c", f"import {_PLUGIN}")
     return f"{modules} modules, {answers} exact answers of the demo"
+
+
+def check_lowest(environment: Environment, artifact: Path, version: str) -> str:
+    """As check, but for everything at once, where the versions are what is in question."""
+    environment.install(f"tokentape[testing] @ {artifact.as_uri()}")
+    script = Path(__file__).with_name("installed.py")
+    modules = environment.run_python(script, version).strip()
+    environment.tokentape("demo", "--out", environment.folder / "results.jsonl")
+    environment.run_pages("tests/docs/test_testing_page.py::test_the_program_without_pytest_runs_as_written")
+    return f"{modules} modules, the demo and both stand-ins for tests, with the lowest versions"
+
+
+def lowest_in(folder: Path) -> Path:
+    """The lower bounds of pyproject.toml as constraints: each must be a release that is there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {*project["dependencies"], *(one for extra in EXTRAS for one in extras[extra])}
+    bounds = (re.match(r"([\w-]+)(?:\[.*?])?>=([\d.]+)", one) for one in sorted(wanted))
+    path = folder / "lowest.txt"
+    path.write_text("".join(f"{bound[1]}=={bound[2]}\n" for bound in bounds if bound))
+    return path
 
 
 def constraints_in(folder: Path) -> Path:
@@ -224,15 +248,19 @@ def say(text: str) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/release-check", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--newest", action="store_true", help="the newest dependencies, not the locked ones")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--newest", action="store_true", help="the newest dependencies, not the locked ones")
+    which.add_argument("--lowest", action="store_true", help="the lowest ones alone")
     parser.add_argument("--python", action="append", metavar="3.x|PATH", help=f"default: {', '.join(VERSIONS)}")
     options = parser.parse_args(arguments)
     tried = 0
     with tempfile.TemporaryDirectory(prefix="tokentape-release-") as name:
         folder = Path(name)
-        constraints = None if options.newest else constraints_in(folder)
         built = build(folder / "dist")
         say(f"built {built.wheel.name} and {built.sdist.name}")
+        constraints = None if options.newest else constraints_in(folder)
+        each = [] if options.lowest else [(check, artifact, constraints) for artifact in built]
+        once = [] if options.newest else [(check_lowest, built.wheel, lowest_in(folder))]
         for wanted in options.python or VERSIONS:
             python = interpreter(wanted)
             if python is None:
@@ -240,22 +268,25 @@ def main(arguments: Sequence[str]) -> int:
                 if options.python:
                     return 1
                 continue
-            for artifact in built:
+            for look, artifact, versions in [*each, *once]:
                 began = time.monotonic()
                 place = folder / f"{tried}"
                 try:
-                    seen = check(Environment.make(place, python, constraints), artifact, built.version)
+                    seen = look(Environment.make(place, python, versions), artifact, built.version)
                 except Wrong as error:
                     say(f"WRONG on Python {wanted} from {artifact.name}: {error}")
                     return 1
                 say(f"Python {wanted}, {artifact.name}: {seen} ({time.monotonic() - began:.0f} s)")
                 shutil.rmtree(place)
                 tried += 1
+            once = []
         if not tried:
             say("no Python to try it on")
             return 1
-        keep(built)
-    say(f"all right; see dist/ ({built.version})")
+        if each:
+            keep(built)
+            say(f"see dist/ ({built.version})")
+    say("all right")
     return 0
 
 

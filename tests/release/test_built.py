@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,19 @@ def test_locked_versions_are_taken_without_their_hashes(tmp_path: Path) -> None:
 
     assert any(line.startswith("redis==") for line in lines)
     assert [line for line in lines if "\\" in line or "sha256" in line] == []
+
+
+def test_the_lowest_versions_are_those_of_the_project_and_of_every_extra(tmp_path: Path) -> None:
+    project = tomllib.loads((built.ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(one for extra in check.EXTRAS for one in extras[extra])]
+    names = {match[0] for one in wanted if (match := re.match(r"[\w-]+", one))} - {"tokentape"}
+
+    lines = check.lowest_in(tmp_path).read_text().splitlines()
+
+    assert {line.partition("==")[0] for line in lines} == names
+    assert len(lines) == len(names), "a bound is another in another place"
+    assert "hiredis==3.2" in lines
 
 
 def test_a_module_from_elsewhere_is_not_what_was_installed() -> None:
