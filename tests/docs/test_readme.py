@@ -41,6 +41,15 @@ def test_every_extra_that_is_installed_exists() -> None:
     assert {extra for extra in wanted if extra} <= set(project["optional-dependencies"])
 
 
+def test_how_to_install_what_is_not_released_is_said_until_it_is() -> None:
+    released = re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    pages = [README, (ROOT / "docs" / "tutorial.md").read_text()]
+
+    said = ["`pip install '.[local]'`" in page for page in pages]
+
+    assert said == [not released, not released]
+
+
 def test_the_commands_and_the_python_example_run_as_written(tmp_path: Path) -> None:
     commands = [block for block in blocks("sh") if "tokentape " in block and "pip " not in block]
     redis_cli = [block for block in blocks("sh") if "redis-cli" in block]
