@@ -2,18 +2,24 @@
 
     python script/check_site.py site
 
-A page shows the files that it includes, whole, and no line of the markup that includes them. Exit code 1, and a line
-for each that is wrong.
+A page shows the files that it includes, whole, and no line of the markup that includes them. The reference has every
+field of every public class, every attribute of every error, and how a class is called. Exit code 1, and a line for each
+that is wrong.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
+
+from pydantic import BaseModel
+
+import tokentape
 
 ROOT: Final = Path(__file__).parents[1]
 INCLUDE: Final = re.compile(r'^--8<-- "(.*?)"$', re.MULTILINE)
@@ -78,8 +84,47 @@ def problems(root: Path, site: Path) -> Iterator[str]:
                 yield f"{page.relative_to(site)}: does not show {path}"
 
 
+def attributes(cls: type) -> list[str]:
+    """The public fields of a model, or what another class sets in its own `__init__`."""
+    if issubclass(cls, BaseModel):
+        return list(cls.model_fields)
+    own = inspect.getsource(cls.__init__) if "__init__" in vars(cls) else ""
+    return re.findall(r"^ +self\.([a-z]\w*)\b[^=\n]* = ", own, re.MULTILINE)
+
+
+def classes() -> Iterator[type]:
+    """The public ones, and those that stand in their fields."""
+    todo: list[object] = [getattr(tokentape, name) for name in tokentape.__all__]
+    seen: set[object] = set()
+    while todo:
+        one = todo.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        todo += get_args(one)
+        if isinstance(one, type) and one.__module__.partition(".")[0] == "tokentape":
+            yield one
+            if issubclass(one, BaseModel):
+                todo += [field.annotation for field in one.model_fields.values()]
+
+
+def reference_problems(site: Path) -> Iterator[str]:
+    """What the reference lacks. A class that is not public stands there under its module's name."""
+    pages = [(site / "reference" / name / "index.html") for name in ("python", "errors")]
+    anchors = set(re.findall(r'\bid="([^"]+)"', "".join(page.read_text(encoding="utf-8") for page in pages)))
+    said = squeezed("".join(map(text_of, pages)))
+    for cls in classes():
+        name = cls.__name__
+        home = "tokentape" if name in tokentape.__all__ else cls.__module__
+        for path in (f"{home}.{name}", *(f"{home}.{name}.{attribute}" for attribute in attributes(cls))):
+            if path not in anchors:
+                yield f"reference: has no {path}"
+        if "__init__" in vars(cls) and not issubclass(cls, BaseModel) and f"{name}(" not in said:
+            yield f"reference: does not say how {name} is called"
+
+
 def main(site: str) -> int:
-    found = list(problems(ROOT, Path(site)))
+    found = [*problems(ROOT, Path(site)), *reference_problems(Path(site))]
     for problem in found:
         sys.stderr.write(f"docs: {problem}\n")
     return 1 if found else 0

@@ -56,6 +56,31 @@ def test_a_page_that_does_not_is_named(check: ModuleType, site: Path, page: str 
     assert problem in list(check.problems(site.parent, site))
 
 
+def test_the_reference_is_to_have_fields_attributes_of_errors_and_the_classes_in_fields(check: ModuleType) -> None:
+    names = {cls.__name__: check.attributes(cls) for cls in check.classes()}
+
+    assert {"Client", "JobView", "WorkerView", "Timings", "ToolCallDelta"} <= set(names)
+    assert names["WorkerView"] == ["name", "lease_s", "jobs"]
+    assert names["CorruptTape"] == ["job_id", "entry_id", "reason"]
+    assert names["Entry"] == ["job_id", "position", "kind", "raw"]
+
+
+def test_what_the_reference_lacks_is_named(check: ModuleType, tmp_path: Path) -> None:
+    for name in ("python", "errors"):
+        (tmp_path / "reference" / name).mkdir(parents=True)
+        (tmp_path / "reference" / name / "index.html").write_text('<h3 id="tokentape.JobView">JobView</h3>')
+
+    found = set(check.reference_problems(tmp_path))
+
+    assert "reference: has no tokentape.JobView" not in found
+    assert {
+        "reference: has no tokentape.JobView.status",
+        "reference: has no tokentape.JobNotFound.job_id",
+        "reference: has no tokentape.operations.WorkerView",
+        "reference: does not say how Client is called",
+    } <= found
+
+
 def test_every_include_is_written_as_one_and_names_a_file(check: ModuleType) -> None:
     for page in DOCS.rglob("*.md"):
         written = [line for line in page.read_text().splitlines() if re.match(r"\W*--\W?8", line)]
