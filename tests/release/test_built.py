@@ -32,6 +32,19 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_tested_with(both: buil
     assert {path.relative_to(built.ROOT).as_posix() for path in (built.ROOT / "tests").rglob("*.py")} <= names
 
 
+def test_the_description_is_the_readme_without_what_leads_to_its_files(both: built.Built) -> None:
+    readme = (built.ROOT / "README.md").read_text()
+    description = built.wheel_metadata(both).split("\n\n", 1)[1]
+
+    targets = re.findall(r"\]\((.*?)\)", description)
+
+    assert [target for target in targets if not re.match(r"https?:", target)] == []
+    assert re.findall(r"^## .*", description, re.MULTILINE) == re.findall(r"^## .*", readme, re.MULTILINE)
+    assert "![" in readme
+    assert "docs/settings.md has all" in description
+    assert description.endswith("\nThe paths named here are those of the source distribution.\n")
+
+
 @pytest.mark.parametrize("version", check.VERSIONS)
 def test_the_metadata_names_every_python_that_is_checked(both: built.Built, version: str) -> None:
     assert f"\nClassifier: Programming Language :: Python :: {version}\n" in built.wheel_metadata(both)
