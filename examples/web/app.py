@@ -12,6 +12,7 @@ Nothing here asks who the user is. Yours must: whoever knows a job's id could re
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,8 +23,16 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tokentape import AsyncClient, BadCursor, Entry, InvalidRequest, JobNotFound, RedisUnavailable, ResultTimeout
-from tokentape.tape import Position
+from tokentape import (
+    AsyncClient,
+    BadCursor,
+    Entry,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFound,
+    RedisUnavailable,
+    ResultTimeout,
+)
 
 PAGE = Path(__file__).with_name("page.html")
 MODEL = "gpt-4o-mini"
@@ -38,11 +47,15 @@ async def page(_request: Request) -> Response:
 
 async def ask(request: Request) -> Response:
     """Submit a message. A browser that sends it again, with the same key, gets the same job."""
-    body = await request.json()
+    try:
+        body = await request.json()
+        message, key = body["message"], body["key"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return PlainTextResponse("expected a JSON object with a message and a key", 400)
     job = await client(request).submit(
         model=MODEL,
-        messages=[{"role": "user", "content": body["message"]}],
-        idempotency_key=body["key"],
+        messages=[{"role": "user", "content": message}],
+        idempotency_key=key,
         priority="high",
     )
     return JSONResponse({"id": job.id}, status_code=201)
@@ -51,10 +64,11 @@ async def ask(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """The job's tape as server-sent events, from the start or after `Last-Event-ID`."""
     job_id = request.path_params["job_id"]
+    after = request.headers.get("last-event-id") or "0-0"
     # Both raise while a status code can still say what is wrong.
-    after = Position.parse(request.headers.get("last-event-id") or "0-0")
+    place = numbers(after)
     job = await client(request).status(job_id)
-    if job.ended_at is not None and str(after) == job.last_entry_id:
+    if job.ended_at is not None and place >= numbers(job.last_entry_id):
         return Response(status_code=204)  # tells EventSource that there is nothing to come back for
     entries = client(request).follow(job_id, after)
     return StreamingResponse(
@@ -65,6 +79,13 @@ async def events(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """Stop the answer. What has arrived stays readable."""
     return JSONResponse({"cancelled": await client(request).cancel(request.path_params["job_id"])})
+
+
+def numbers(entry_id: str) -> list[int]:
+    """The two numbers of an id, which order as the tape does. Raises BadCursor for what is no id."""
+    if not re.fullmatch(r"[0-9]{1,7}-[0-9]{1,10}", entry_id):
+        raise BadCursor(entry_id)
+    return [int(number) for number in entry_id.split("-")]
 
 
 async def sse(entries: AsyncIterator[Entry]) -> AsyncIterator[bytes]:
@@ -122,6 +143,7 @@ app = Starlette(
         InvalidRequest: answer(400),
         BadCursor: answer(400),
         JobNotFound: answer(404),
+        IdempotencyConflict: answer(409),
         RedisUnavailable: answer(503),
     },
     lifespan=lifespan,

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
@@ -101,9 +102,12 @@ async def test_a_browser_that_has_everything_is_told_not_to_come_back(web: Modul
     job.result()
 
     async with browser(web) as http:
-        answer = await http.get(f"/chats/{job.id}/events", headers={"Last-Event-ID": job.status().last_entry_id})
+        answers = [
+            await http.get(f"/chats/{job.id}/events", headers={"Last-Event-ID": cursor})
+            for cursor in (job.status().last_entry_id, "9-9")
+        ]
 
-    assert answer.status_code == 204
+    assert [answer.status_code for answer in answers] == [204, 204]
 
 
 async def test_what_cannot_be_followed_has_a_status_of_its_own(web: ModuleType, client: Client) -> None:
@@ -115,6 +119,30 @@ async def test_what_cannot_be_followed_has_a_status_of_its_own(web: ModuleType, 
         empty = await http.post("/chats", json={"message": None, "key": "k"})
 
     assert [unknown.status_code, nonsense.status_code, empty.status_code] == [404, 400, 400]
+
+
+async def test_what_is_no_message_is_refused(web: ModuleType) -> None:
+    bodies = [b"", b"{", b"\xff", b"[" * 100_000, b"[]", b'"message"', b"null", b"{}", b'{"message": "Hi"}']
+
+    async with browser(web) as http:
+        answers = [await http.post("/chats", content=content) for content in bodies]
+
+    assert {answer.status_code for answer in answers} == {400}
+
+
+async def test_another_message_under_the_same_key_is_a_conflict(web: ModuleType) -> None:
+    key = new_job_id()
+
+    async with browser(web) as http:
+        first, other = [await http.post("/chats", json={"message": message, "key": key}) for message in ("Hi", "Hello")]
+
+    assert [first.status_code, other.status_code] == [201, 409]
+
+
+def test_the_application_imports_nothing_below_the_library() -> None:
+    code = (EXAMPLES / "web" / "app.py").read_text()
+
+    assert re.findall(r"^(?:from|import) (tokentape\S*)", code, re.MULTILINE) == ["tokentape"]
 
 
 async def test_a_stream_that_says_nothing_is_kept_open(web: ModuleType) -> None:
