@@ -3,11 +3,12 @@
 //	go build -o follow . && ./follow JOB [AFTER]
 //
 // AFTER is the id of the last entry that you have (0-0: everything). Exit codes as `tokentape follow` has them:
-// 0 completed, 1 ended otherwise, 2 wrong usage, 3 no such job, 5 Redis not reachable.
+// 0 completed, 1 ended otherwise, 2 wrong usage or a cursor beyond the end, 3 no such job, 5 Redis not reachable.
 package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -16,6 +17,8 @@ import (
 var (
 	jobID   = regexp.MustCompile(`^job_[0-9a-f]{32}$`)
 	entryID = regexp.MustCompile(`^\d+-\d+$`)
+
+	errBeyond = errors.New("the cursor is beyond its end")
 )
 
 // entry is one entry of a tape.
@@ -55,6 +58,8 @@ func main() {
 	defer redis.Close()
 	end, err := follow(redis, fmt.Sprintf("%s:{%s}:%s:tape", setting("TOKENTAPE_NAMESPACE", "tokentape"), job[4:6], job), after)
 	switch {
+	case errors.Is(err, errBeyond):
+		fail(2, "%s: %v", job, err)
 	case err != nil:
 		fail(1, "%s: %v", job, err)
 	case end == nil:
@@ -69,23 +74,34 @@ func main() {
 
 // follow prints the text of a tape after an entry, and returns its end, or nil where there is no such tape.
 func follow(redis *conn, tape, last string) (*data, error) {
+	// Wherever it goes on: the first entry says whether this program can read the tape at all.
+	head, err := edge(redis, "XRANGE", tape, "-", "+")
+	if head == nil || err != nil {
+		return nil, err
+	}
+	if queued, err := parse(*head); err != nil {
+		return nil, err
+	} else if queued.Format != 1 {
+		return nil, fmt.Errorf("format %d is not known here", queued.Format)
+	}
+	var reply any
 	for {
-		reply, err := redis.do("XREAD", "BLOCK", "5000", "COUNT", "500", "STREAMS", tape, last)
-		if err != nil {
-			return nil, err
-		}
-		if reply == nil { // nothing came: is there more to wait for?
-			newest, err := redis.do("XREVRANGE", tape, "+", "-", "COUNT", "1")
-			if err != nil {
+		if reply == nil { // nothing came, or nothing was asked for yet: is there more to wait for?
+			newest, err := edge(redis, "XREVRANGE", tape, "+", "-")
+			if newest == nil || err != nil {
 				return nil, err
 			}
-			entries := decode(newest)
-			if len(entries) == 0 {
-				return nil, nil
+			if newest.kind == "end" && newest.id == last {
+				return parse(*newest)
 			}
-			if entries[0].kind == "end" && entries[0].id == last {
-				return parse(entries[0])
+			if newest.kind == "end" && after(last, newest.id) {
+				return nil, errBeyond
 			}
+		}
+		if reply, err = redis.do("XREAD", "BLOCK", "5000", "COUNT", "500", "STREAMS", tape, last); err != nil {
+			return nil, err
+		}
+		if reply == nil {
 			continue
 		}
 		for _, one := range decode(reply.([]any)[0].([]any)[1]) {
@@ -97,19 +113,25 @@ func follow(redis *conn, tape, last string) (*data, error) {
 			if err != nil || one.kind == "end" {
 				return read, err
 			}
-			if err := show(one, read); err != nil {
-				return nil, err
-			}
+			show(one, read)
 		}
 	}
 }
 
-func show(one entry, read *data) error {
+// edge reads the first entry of a range: nil where there is none.
+func edge(redis *conn, command, tape, from, to string) (*entry, error) {
+	rows, err := redis.do(command, tape, from, to, "COUNT", "1")
+	if err != nil {
+		return nil, err
+	}
+	if entries := decode(rows); len(entries) > 0 {
+		return &entries[0], nil
+	}
+	return nil, nil
+}
+
+func show(one entry, read *data) {
 	switch one.kind {
-	case "queued":
-		if read.Format != 1 {
-			return fmt.Errorf("format %d is not known here", read.Format)
-		}
 	case "attempt":
 		if attempt, _ := numbers(one.id); attempt > 1 { // what was printed so far is void
 			fmt.Fprintf(os.Stderr, "\nstarts over (%s)\n", read.Reason)
@@ -119,7 +141,13 @@ func show(one entry, read *data) error {
 			fmt.Print(read.Choices[0].Delta.Content)
 		}
 	}
-	return nil
+}
+
+// after says whether an id is above another.
+func after(id, other string) bool {
+	attempt, seq := numbers(id)
+	otherAttempt, otherSeq := numbers(other)
+	return attempt > otherAttempt || attempt == otherAttempt && seq > otherSeq
 }
 
 // follows says whether an entry is the next one: after a-n comes a-(n+1), or the first entry of a higher attempt.

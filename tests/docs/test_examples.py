@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from tokentape import Client
 from tokentape.job import new_job_id
@@ -242,6 +243,40 @@ def test_another_language_tells_how_a_job_ended(reader: list[str], service: Envi
 
     assert [ended.returncode, unknown.returncode, misused.returncode] == [1, 3, 2]
     assert "cancelled" in ended.stderr
+
+
+@pytest.mark.parametrize("after", ["0-0", "1-1"])
+def test_another_language_refuses_a_format_that_it_does_not_know_wherever_it_goes_on(
+    reader: list[str], service: Environment, after: str
+) -> None:
+    job = new_job_id()
+    entries: list[tuple[str, str, dict[str, Any]]] = [
+        ("0-1", "queued", {"format": 2}),
+        ("1-0", "attempt", {"reason": "submitted"}),
+        ("1-1", "chunk", {"choices": []}),
+        ("1-2", "end", {"status": "completed"}),
+    ]
+    with redis.Redis.from_url(service["TOKENTAPE_REDIS_URL"]) as server:
+        for entry_id, kind, data in entries:
+            tape = f"{service['TOKENTAPE_NAMESPACE']}:{{{job[4:6]}}}:{job}:tape"
+            server.xadd(tape, {"kind": kind, "data": json.dumps(data)}, id=entry_id)
+
+    read = run(reader, service, job, after)
+
+    assert read.returncode == 1
+    assert "format 2 is not known here" in read.stderr
+    assert "completed" not in read.stderr
+
+
+def test_another_language_does_not_wait_beyond_the_end(reader: list[str], service: Environment, client: Client) -> None:
+    job = client.submit(request=body("waited for beyond the end"))
+    job.result()
+
+    read, beyond = [run(reader, service, job.id, cursor) for cursor in (job.status().last_entry_id, "9-9")]
+
+    assert [read.returncode, beyond.returncode] == [0, 2]
+    assert "completed" in read.stderr
+    assert "beyond its end" in beyond.stderr
 
 
 def test_another_language_says_where_an_attempt_starts_over(
