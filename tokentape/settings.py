@@ -258,7 +258,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     #: What one follower buffers; beyond it, it reads from Redis at its own pace.
     reader_buffer_bytes: Bytes = 4 * 1024 * 1024
 
-    #: Where a worker says each second that it lives, for the probe `python -m tokentape_worker.health`; unset, nowhere.
+    #: Where a worker says each second that it lives, for `python -P -m tokentape_worker.health live`; unset, nowhere.
     health_file: File | None = None
     #: What a service logs: this and what is more serious.
     log_level: Literal["debug", "info", "warning", "error"] = "info"

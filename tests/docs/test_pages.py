@@ -12,7 +12,7 @@ from pathlib import Path
 import tokentape
 from tokentape import Settings, testing
 
-from .conftest import DOCS, ROOT, Environment, blocks, run_shell, titled
+from .conftest import DOCS, PAGES, ROOT, Environment, blocks, run_shell, titled
 
 OPERATIONS = (DOCS / "operations.md").read_text()
 HOW_TO = DOCS / "how-to"
@@ -140,6 +140,12 @@ def test_the_example_of_limits_is_read() -> None:
 
     assert upstream.requests_per_minute == 3000
     assert upstream.tokens_per_minute == 2_000_000
+
+
+def test_the_probe_is_named_with_what_it_asks() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        for after in re.findall(r"-m tokentape_worker\.health`?(.*)", page.read_text()):
+            assert re.match(r" (?:live|ready)\b", after), page
 
 
 # ---- how-to
