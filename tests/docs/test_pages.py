@@ -6,11 +6,18 @@ import re
 import subprocess
 import sys
 import tomllib
+import uuid
 import xml.dom.minidom
 from pathlib import Path
 
+import redis
+
 import tokentape
-from tokentape import Settings, testing
+from tokentape import ErrorInfo, Settings, testing
+from tokentape.connection import Server
+from tokentape.embedded import EmbeddedServer
+from tokentape_worker import limits
+from tokentape_worker.retry import decide
 
 from .conftest import DOCS, PAGES, ROOT, Environment, blocks, run_shell, titled
 
@@ -140,6 +147,31 @@ def test_the_example_of_limits_is_read() -> None:
 
     assert upstream.requests_per_minute == 3000
     assert upstream.tokens_per_minute == 2_000_000
+
+
+def test_the_tokens_of_an_answer_hold_up_the_next_call_as_the_page_of_limits_says(valkey: EmbeddedServer) -> None:
+    page = " ".join((HOW_TO / "limits.md").read_text().split())
+    said = re.search(r"at ([\d,]+) a minute an answer of ([\d,]+) holds up the next call for (\d+) s", page)
+    assert said
+    per_minute, used, held_s = (int(number.replace(",", "")) for number in said.groups())
+    key = f"limits-page-{uuid.uuid4().hex}"
+
+    with redis.Redis.from_url(valkey.url) as connection:
+        server = Server(connection, limits.SCRIPTS)
+        server.run([limits.CHARGE.call((key,), per_minute, used)])
+        ((wait_ms, reserved),) = server.run([limits.ADMIT.call((key,), 0, per_minute, 0)])
+
+    assert not int(reserved)
+    assert held_s - 1 < int(wait_ms) / 1000 <= held_s
+
+
+def test_a_429_fails_a_job_of_one_attempt_alone_as_the_page_of_limits_says() -> None:
+    error = ErrorInfo(type="rate_limited", message="slow down", retryable=True, upstream_status=429)
+    many = {"retry_after_s": 1.0, "left_s": 60.0, "hold_s": 3.0, "max_retry_after_s": 120.0, "dice": 0.0}
+
+    assert "With `max_attempts = 1` nothing is called again" in (HOW_TO / "limits.md").read_text()
+    assert decide(error, failures=0, budget=1, **many).action == "stop"
+    assert decide(error, failures=0, budget=2, **many).action == "again"
 
 
 def test_the_probe_is_named_with_what_it_asks() -> None:

@@ -1,8 +1,8 @@
 """Limits per upstream that all workers share: `requests_per_minute` and `tokens_per_minute`.
 
 Requests are spaced evenly, with one second's worth that may come at once: a call reserves its moment, on the server's
-clock, and waits for it. Tokens are known only after an answer, so they are charged then, and while more is owed than a
-minute gives, no further call begins; calls that were under way overshoot by what they use.
+clock, and waits for it. Tokens are known only after an answer, so they are charged then, and paid off at the limit's
+pace: until they are, no further call begins. Calls that were under way overshoot by what they use.
 
 A moment further away than `hold_s` is not reserved: the job gives its slot back and asks again later.
 """
