@@ -120,6 +120,14 @@ def test_the_times_of_recovery_are_those_of_the_readme() -> None:
     assert all(row in OPERATIONS for row in rows)
 
 
+def test_no_page_promises_a_redis_cluster() -> None:
+    """`tokentape doctor` calls one an error."""
+    for page in PAGES:
+        for paragraph in page.read_text().split("\n\n"):
+            if re.search(r"\bcluster(?:s\b| mode)|of a cluster", paragraph, re.IGNORECASE):
+                assert re.search(r"\b(?:not|Neither)\b", paragraph), page
+
+
 # ---- settings
 
 
