@@ -2,7 +2,7 @@
 
     python script/check_site.py site
 
-A page shows the files that it includes, whole, and no line of the markup that includes them. The reference has every
+A page shows the files that it includes, whole, and no markup that was to be gone. The reference has every
 field of every public class, every attribute of every error, and how a class is called. Exit code 1, and a line for each
 that is wrong.
 """
@@ -73,6 +73,8 @@ def problems(root: Path, site: Path) -> Iterator[str]:
     for page in sorted(site.rglob("*.html")):
         if "--8" in text_of(page):
             yield f"{page.relative_to(site)}: shows the line of an include"
+        if re.search(r"<t[dh]\b[^>]*>(?:(?!</t[dh]>).)*\\\|", page.read_text(encoding="utf-8"), re.DOTALL):
+            yield f"{page.relative_to(site)}: shows a backslash before a bar in a table"
     for source in sorted(docs.rglob("*.md")):
         page = built(source, docs, site)
         if not page.is_file():

@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
-from tokentape import Settings
+import click
+import pytest
+
+from tokentape import Settings, exit_codes
+from tokentape.cli import tokentape
 from tokentape.tape import KINDS
 
 from . import conftest
-from .conftest import ROOT, in_another_terminal, run_shell
+from .conftest import ROOT, Environment, in_another_terminal, run_shell
 
 PAGE = ROOT / "README.md"
 README = PAGE.read_text()
@@ -78,6 +85,55 @@ def test_the_table_of_settings_is_complete_and_right() -> None:
             assert float(shown) == default, name
         elif default is not None:
             assert shown.strip("`") == str(default), name
+
+
+def test_the_exit_codes_are_those_of_the_reference_and_of_the_code() -> None:
+    reference = (ROOT / "docs" / "reference" / "command-line.md").read_text()
+    (sentence,) = re.findall(r"Exit codes:(.*?)\.", README, re.DOTALL)
+    named = {value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)}
+
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", reference, re.MULTILINE)]
+
+    assert listed == [int(code) for code in re.findall(r"(?:^|,)\s(\d+) ", sentence)]
+    assert set(listed) == named | {0, 128 + signal.SIGTERM}
+
+
+def test_every_command_but_completion_takes_json() -> None:
+    context = click.Context(tokentape)
+    commands = {name: tokentape.get_command(context, name) for name in tokentape.list_commands(context)}
+    without = {
+        name
+        for name, command in commands.items()
+        if command is not None
+        and not isinstance(command, click.Group)
+        and not any("--json" in option.opts for option in command.params)
+    }
+
+    assert without == {"completion"}
+
+
+@pytest.mark.parametrize("command", ["worker", "simulate --port 0", "up"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_service_that_is_stopped_ends_as_the_readme_says(
+    service: Environment, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    environment = {**service, "TOKENTAPE_LOG_LEVEL": "info", "XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    if command == "up":
+        environment = {name: value for name, value in environment.items() if not name.startswith("TOKENTAPE_")}
+    program = Path(sys.executable).with_name("tokentape")
+    running = subprocess.Popen(
+        [program, *command.split()], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert running.stdout
+    for line in running.stdout:
+        if "ready" in line or "http://" in line:
+            break
+    running.send_signal(number)
+    running.communicate(timeout=60)
+
+    by_either = re.findall(r"`(\w+)`", README.split("143 ended by SIGTERM.")[1].split(" by either")[0])
+    stops = command.split(maxsplit=1)[0] in by_either or number == signal.SIGTERM
+    assert running.returncode == (0 if stops else 130)
 
 
 def test_the_first_example_of_an_upstream_is_the_defaults_and_the_others_are_read() -> None:

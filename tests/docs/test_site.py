@@ -44,6 +44,7 @@ def test_a_page_that_shows_its_file_is_right(check: ModuleType, site: Path) -> N
     [
         ("<pre>nothing</pre>", "page/index.html: does not show app.py"),
         ('<pre>--<span>8</span> &lt; --"app.py"</pre>', "page/index.html: shows the line of an include"),
+        ("<td>a <code>b \\| c</code></td>", "page/index.html: shows a backslash before a bar in a table"),
         (None, "page/index.html: is not there"),
     ],
 )
