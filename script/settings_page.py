@@ -28,6 +28,15 @@ wrong name or value is refused, with the nearest right one. Durations end in `_s
 
 `TOKENTAPE_REDIS_URL_FILE` and `TOKENTAPE_TAPE_URL_FILE` name files that hold the address, where it has a password.
 """
+NAMESPACES: Final = """
+## Several environments
+
+A namespace keeps tapes, queues and limits apart. RQ's own records (`rq:job:…`, `rq:results:…`, `rq:worker:…`) carry
+no prefix, and the id of a job with an idempotency key is derived from tenant and key alone. Two namespaces in one
+database that submit the same key share RQ's records of it: both jobs run, each on its own tape, but RQ's tools show
+one of them, the one that was written last, and list the workers of both. Where that matters, give each environment a
+server or a database number of its own (`redis://…/1`), or other tenants.
+"""
 UPSTREAMS: Final = """
 ## Upstreams
 
@@ -96,7 +105,7 @@ def page() -> str:
     """The whole page."""
     main = "\n".join(rows(Settings, environment=True))
     tables = "\n".join(rows(Upstream, environment=False))
-    return f"{HEAD}\n{main}\n{UPSTREAMS}\n{tables}\n"
+    return f"{HEAD}\n{main}\n{NAMESPACES}{UPSTREAMS}\n{tables}\n"
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     tape_url: ServerAddress | None = None
     #: File that holds the password for those of the two URLs that hold none; read at the start, white space stripped.
     redis_password_file: File | None = None
-    #: Prefixes every key and every queue.
+    #: Prefixes the keys and the names of the queues; RQ's own records carry no prefix.
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "tokentape"
     #: How long a call to Redis is tried again before RedisUnavailable.
     redis_wait_s: Seconds = 5.0

@@ -9,6 +9,7 @@ import tomllib
 import uuid
 import xml.dom.minidom
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -209,3 +210,25 @@ def test_the_command_that_reads_a_tape_is_that_of_the_readme() -> None:
     (shell,) = [block for block in blocks(HOW_TO / "other-languages.md", "sh") if "XREAD" in block]
 
     assert command in shell
+
+
+def test_two_namespaces_share_what_the_page_of_settings_says(valkey: EmbeddedServer) -> None:
+    request: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Which?"}]}
+    key = f"settings-page-{uuid.uuid4().hex}"
+
+    with (
+        redis.Redis.from_url(valkey.url) as server,
+        testing.Stack(server=valkey) as one,
+        testing.Stack(server=valkey) as other,
+    ):
+        said = []
+        for stack, text in ((one, "one"), (other, "other")):
+            stack.script(text=text)
+            job = stack.client().submit(request=request, idempotency_key=key)
+            said.append((job.id, job.result().text))
+            keys = [found.decode() for found in server.scan_iter(f"*{job.id}*", count=10_000)]
+
+        assert [text for _, text in said] == ["one", "other"]
+        assert len({job_id for job_id, _ in said}) == 1
+        assert sum(name.startswith("rq:") for name in keys) == 2, "the record and the result of RQ, once"
+        assert {name.partition(":")[0] for name in keys} == {"rq", one.settings.namespace, other.settings.namespace}
