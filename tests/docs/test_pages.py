@@ -61,8 +61,13 @@ def test_the_reference_has_every_public_name_once() -> None:
 def test_the_reference_has_what_tests_of_applications_import() -> None:
     page = (DOCS / "reference" / "python.md").read_text()
 
-    assert re.findall(r"^::: tokentape\.testing\.(\w+)$", page, re.MULTILINE) == ["Stack", "FakeStack"]
-    assert sorted(testing.__all__) == ["FakeStack", "Stack"]
+    assert re.findall(r"^::: tokentape\.testing\.(\w+)$", page, re.MULTILINE) == [
+        "Stack",
+        "FakeStack",
+        "Script",
+        "EmbeddedServer",
+    ]
+    assert sorted(testing.__all__) == ["EmbeddedServer", "FakeStack", "Script", "Stack"]
 
 
 def test_the_reference_has_every_command(tmp_path: Path) -> None:
