@@ -176,3 +176,21 @@ def test_a_worker_logs_json_where_json_is_asked_for(environment: Environment, na
         command("worker", "--burst", "--json"), env=env, capture_output=True, text=True, check=True, timeout=60
     )
     assert "worker ready" in [json.loads(line)["event"] for line in done.stderr.splitlines()]
+
+
+def test_a_worker_that_can_call_no_upstream_takes_no_jobs(environment: Environment, tmp_path: Path) -> None:
+    config = tmp_path / "tokentape.toml"
+    config.write_text('[upstreams.main]\napi_key_env = "NOT_SET_ANYWHERE"\n')
+
+    done = subprocess.run(
+        command("worker"),
+        env={**environment, "TOKENTAPE_CONFIG": str(config), "TOKENTAPE_NAMESPACE": "no-upstream"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "no upstream can be called: main: api_key_env: the environment variable NOT_SET_ANYWHERE" in done.stderr
+    assert "worker ready" not in done.stderr

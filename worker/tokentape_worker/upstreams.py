@@ -43,8 +43,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("tokentape.worker")
 class Upstreams:
     """All upstreams of a worker, over one HTTP client. Enter it once, in the loop that makes the calls.
 
-    Keys are read on entering. Where one is missing, the calls to that upstream fail and say so; the others work.
-    Entering raises ConfigError for a `ca_file` that cannot be used: without it every call would fail, and a worker that
+    Keys are read on entering. Where one is missing, that is logged, and calls to that upstream fail; the others work.
+    Entering raises ConfigError where no upstream can be called, or for a `ca_file` that cannot be used: a worker that
     takes jobs to fail them harms more than one that does not start. `clock` gives Unix time in seconds.
     """
 
@@ -56,6 +56,11 @@ class Upstreams:
 
     async def __aenter__(self) -> Self:
         self._routes = {name: Route(name, upstream) for name, upstream in self._settings.upstreams.items()}
+        unusable = [route.unusable.message for route in self._routes.values() if route.unusable is not None]
+        if unusable and len(unusable) == len(self._routes):
+            raise ConfigError(f"no upstream can be called: {'; '.join(unusable)}")
+        for message in unusable:
+            log.error("upstream cannot be called", error=message)
         async with contextlib.AsyncExitStack() as opened:
             clients: dict[tuple[Path | None, str | None], httpx.AsyncClient] = {}
             for name, upstream in self._settings.upstreams.items():
