@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import redis.asyncio
 
-from .client import BATCH_BYTES, BATCH_JOBS, DEFAULT_WAIT_S, LOOK_EVERY_S, ClientBase, as_job, batches
+from .client import BATCH_BYTES, BATCH_JOBS, DEFAULT_WAIT_S, LOOK_EVERY_S, ClientBase, as_job, batches, seconds
 from .completion import ChatCompletion
 from .connection import AsyncServer, connect_async, patiently_async
 from .errors import ClientClosed, RedisUnavailable, ResultTimeout
@@ -51,6 +51,8 @@ class AsyncClient(ClientBase):
     redis.asyncio.Redis of yours, which it does not close. `AsyncClient(settings=…)` reads no environment; it may come
     with a connection, which is used in place of its `redis_url`. Tapes stand on the server that the settings name as
     `tape_url`, in each case.
+    `wait_s` of its methods: how long the caller waits, in seconds; float("inf") as long as it takes, for a job has a
+    deadline of its own. It never ends the job.
     Raises ConfigError for a wrong setting, TypeError where two arguments name different servers.
     """
 
@@ -170,7 +172,7 @@ class AsyncClient(ClientBase):
         ResultTimeout after `wait_s` seconds.
         `async with contextlib.aclosing(client.follow(…))` ends it early.
         """
-        return self._follow(Reader(self._operations, job_id, after), wait_s)
+        return self._follow(Reader(self._operations, job_id, after), seconds(wait_s))
 
     async def _follow(self, reader: Reader, wait_s: float) -> AsyncGenerator[Entry, None]:
         until = time.monotonic() + wait_s
@@ -230,7 +232,7 @@ class AsyncClient(ClientBase):
         new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
         Safe to repeat: it begins anew. `async with contextlib.aclosing(client.text(…))` ends it early.
         """
-        return self._text(self._operations.tape(job_id), TextPieces(job_id, choice, on_restart), wait_s)
+        return self._text(self._operations.tape(job_id), TextPieces(job_id, choice, on_restart), seconds(wait_s))
 
     async def _text(self, at: Tape, pieces: TextPieces, wait_s: float) -> AsyncGenerator[str, None]:
         start = await self._drive(newest_attempt(self._operations, at))
@@ -248,7 +250,7 @@ class AsyncClient(ClientBase):
         RedisUnavailable. Safe to repeat.
         """
         last = await self._drive(
-            self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
+            self._operations.last(self._operations.tape(job_id)), min(seconds(wait_s), self.settings.redis_wait_s)
         )
         if last.kind != "end":
             reader = Reader(self._operations, job_id, last.position, seen=True)

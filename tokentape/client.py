@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, Self, TypeVar, Unpack
@@ -135,6 +136,13 @@ def _meant(name: str) -> str | None:
     return _ALSO_MEANT.get(name) or (f"did you mean {near[0]}?" if near else None)
 
 
+def seconds(wait_s: float) -> float:
+    """A time to wait, checked where it comes in."""
+    if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or math.isnan(wait_s):
+        raise TypeError(f'wait_s must be a number of seconds, not {wait_s!r}; float("inf") waits as long as it takes')
+    return wait_s
+
+
 def batches(jobs: Iterable[ChatJob]) -> Iterator[list[ChatJob]]:
     batch: list[ChatJob] = []
     size = 0
@@ -165,6 +173,8 @@ class Client(ClientBase):
     `Client()` takes TOKENTAPE_REDIS_URL; `Client(url)` that server; `Client(connection=…)` a redis.Redis of yours,
     which it does not close. `Client(settings=…)` reads no environment; it may come with a connection, which is used in
     place of its `redis_url`. Tapes stand on the server that the settings name as `tape_url`, in each case.
+    `wait_s` of its methods: how long the caller waits, in seconds; float("inf") as long as it takes, for a job has a
+    deadline of its own. It never ends the job.
     Raises ConfigError for a wrong setting, TypeError where two arguments name different servers.
     """
 
@@ -284,7 +294,7 @@ class Client(ClientBase):
         ResultTimeout after `wait_s` seconds.
         Closing the generator ends it early.
         """
-        return self._follow(Reader(self._operations, job_id, after), wait_s)
+        return self._follow(Reader(self._operations, job_id, after), seconds(wait_s))
 
     def _follow(self, reader: Reader, wait_s: float) -> Generator[Entry, None, None]:
         until = time.monotonic() + wait_s
@@ -338,7 +348,7 @@ class Client(ClientBase):
         new attempt's text, and a callable is called with the Restarted first. Raises what `follow` and `result` do.
         Safe to repeat: it begins anew. Closing the generator ends it early.
         """
-        return self._text(self._operations.tape(job_id), TextPieces(job_id, choice, on_restart), wait_s)
+        return self._text(self._operations.tape(job_id), TextPieces(job_id, choice, on_restart), seconds(wait_s))
 
     def _text(self, at: Tape, pieces: TextPieces, wait_s: float) -> Generator[str, None, None]:
         start = self._drive(newest_attempt(self._operations, at))
@@ -353,7 +363,7 @@ class Client(ClientBase):
         RedisUnavailable. Safe to repeat.
         """
         last = self._drive(
-            self._operations.last(self._operations.tape(job_id)), min(wait_s, self.settings.redis_wait_s)
+            self._operations.last(self._operations.tape(job_id)), min(seconds(wait_s), self.settings.redis_wait_s)
         )
         if last.kind != "end":
             reader = Reader(self._operations, job_id, last.position, seen=True)

@@ -101,6 +101,30 @@ def test_a_cursor_of_a_wrong_form_is_refused_by_the_call(desk: Desk, cursor: Any
     assert refused.value.cursor == cursor
 
 
+@pytest.mark.parametrize("wait_s", [None, "5", True, float("nan")])
+@pytest.mark.parametrize("read", ["follow", "text", "result"])
+async def test_a_wait_that_is_no_number_is_refused_by_the_call(desk: Desk, read: str, wait_s: Any) -> None:
+    job_id, _ = desk.job()
+    async with AsyncClient(settings=desk.settings) as waiting:
+        for one in (desk.client, waiting):
+            with pytest.raises(TypeError, match="wait_s must be a number of seconds"):
+                await getattr(one, read)(job_id, wait_s=wait_s)
+
+
+@pytest.mark.parametrize("wait_s", [float("inf"), 60])
+async def test_a_wait_may_be_without_end(desk: Desk, wait_s: float) -> None:
+    job_id, writer = desk.job()
+    reader = Following(desk, job_id, wait_s=wait_s)
+    async with AsyncClient(settings=desk.settings) as waiting:
+        entries = waiting.follow(job_id, wait_s=wait_s)
+        assert ((await anext(entries)).id, reader.next().id) == ("0-1", "0-1")
+
+        writer.claim()
+        writer.end()
+
+        assert [entry.id async for entry in entries] == reader.rest() == ["1-0", "1-1"]
+
+
 @pytest.mark.parametrize("read", ["follow", "text", "result", "partial", "status", "cancel"])
 def test_what_is_no_job_id_is_refused_without_asking_a_server(desk: Desk, read: str) -> None:
     with Client("redis://127.0.0.1:1") as nowhere, pytest.raises(JobNotFound, match="not a job id"):
