@@ -57,6 +57,11 @@ def test_workers_can_be_many(compose: dict[str, Any]) -> None:
     assert seconds(worker["stop_grace_period"]) >= settings.grace_s + settings.lease_s + 5
 
 
+def test_how_long_tapes_stay_is_the_same_for_all_who_write(compose: dict[str, Any]) -> None:
+    given = {compose["services"][name]["environment"]["TOKENTAPE_RETENTION_S"] for name in ("worker", "producer")}
+    assert given == {"${TOKENTAPE_RETENTION_S:-86400}"}
+
+
 def test_each_image_of_ours_is_built_once_and_never_pulled(compose: dict[str, Any]) -> None:
     services = [compose["services"][name] for name in OURS]
     built = {service["image"]: service["build"]["dockerfile"] for service in services if "build" in service}
@@ -95,6 +100,7 @@ def test_its_environment_is_one_that_the_settings_take(compose: dict[str, Any], 
         for variable, value in compose["services"][name].get("environment", {}).items()
     }
     settings = Settings.load(environment)
+    assert settings.retention_s == Settings().retention_s
     if environment:
         assert settings.redis_url == "redis://:a-secret@valkey:6379/0"
 

@@ -96,6 +96,8 @@ def test_the_worker_is_given_settings_that_it_takes(tmp_path: Path) -> None:
 
     assert settings.redis_url == "redis://tokentape-worker:a-secret@valkey:6379/0"
     assert [Route(name, upstream).unusable for name, upstream in settings.upstreams.items()] == [None]
+    assert settings.retention_s == Settings().retention_s
+    assert "TOKENTAPE_RETENTION_S" in environment  # to be found by who runs short of memory
     assert pod["terminationGracePeriodSeconds"] >= settings.grace_s + settings.lease_s + 5
     assert str(settings.health_file).startswith(mounts["tmp"])
 
