@@ -42,6 +42,21 @@ def test_it_is_valid_by_the_schema_of_compose() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_example_of_an_override_is_valid_and_fits_the_file(compose: dict[str, Any], tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
+    override = tmp_path / "docker-compose.override.yml"
+    override.write_text(example)
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(override)]
+    assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
+
+    loaded = yaml.safe_load(example)
+    assert set(loaded["services"]) < set(compose["services"])
+    worker = loaded["services"]["worker"]
+    assert worker["volumes"] == [f"./tokentape.toml:{worker['environment']['TOKENTAPE_CONFIG']}:ro"]
+    assert set(worker["secrets"]) == set(loaded["secrets"])
+    assert all(f'"/run/secrets/{name}"' in DOCS.read_text() for name in worker["secrets"])
+
+
 def test_the_schema_refuses_what_is_wrong(tmp_path: Path) -> None:
     wrong = tmp_path / "docker-compose.yml"
     wrong.write_text(FILE.read_text().replace("stop_grace_period: 45s", "stop_grace_time: 45s"))
@@ -53,6 +68,7 @@ def test_workers_can_be_many(compose: dict[str, Any]) -> None:
     worker = compose["services"]["worker"]
     assert not {"container_name", "hostname", "ports"} & worker.keys()  # each of them is one container's alone
     assert "TOKENTAPE_WORKER_NAME" not in worker["environment"]
+    assert worker["scale"] == "${WORKERS:-1}"
     settings = Settings.load({"TOKENTAPE_GRACE_S": str(worker["environment"]["TOKENTAPE_GRACE_S"])})
     assert seconds(worker["stop_grace_period"]) >= settings.grace_s + settings.lease_s + 5
 
