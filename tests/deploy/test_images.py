@@ -49,6 +49,22 @@ def test_nobody_is_root(file: Path) -> None:
     assert ("USER", "10001:10001") in final[last:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_what_a_probe_imports_is_compiled_in_the_image(file: Path, tmp_path: Path) -> None:
+    (compiles,) = [rest for word, rest in instructions(file) if word == "RUN" and "compileall" in rest]
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPYCACHEPREFIX": str(tmp_path),
+        "PYTHONDONTWRITEBYTECODE": "1",  # as in the image: only what is asked for is written
+    }
+
+    subprocess.run(["sh", "-euc", compiles], env=environment, check=True, timeout=300)
+
+    written = {path.name.split(".")[0] for path in tmp_path.rglob("*.pyc")}
+    assert {"runpy", "decoder", "pathlib", "socket", "contextlib"} < written
+
+
 @pytest.mark.parametrize("file", FILES, ids=named)
 def test_everything_that_is_copied_is_there_and_not_ignored(file: Path) -> None:
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
