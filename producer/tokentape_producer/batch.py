@@ -195,6 +195,23 @@ class Batch:
             self._observer.noted(f"{error}; what is left of the batch there goes with the retention")
         return self.counts
 
+    def cancel(self) -> None:
+        """Instead of run(): end what is under way. Its lines are answered by that, and those whose jobs had ended.
+
+        With `retry_failed` also what is under way of the lines that stand in the errors.
+        """
+        self._servers.reach()
+        try:
+            for departure in self._first_time:
+                gone = set(self._collector.cancel([job.id for job, _ in departure]))
+                for job, flight in departure:
+                    if job.id not in gone:
+                        self._flights.add(flight)
+                self._collect(self._flights.ids())
+        finally:
+            self._files.sync()
+            self._tidy()
+
     def _run(self) -> None:
         self._observer.counted(self.counts)
         if self.counts.answered == self.counts.total:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from tokentape.errors import CorruptTape
-from tokentape.job import ErrorInfo
+from tokentape.job import ErrorInfo, Priority
 from tokentape.operations import pairs
-from tokentape.queue import RQ, rq_job_key
+from tokentape.queue import RQ, notice, rq_job_key
 from tokentape.scripts import Command
 from tokentape.tape import EndData, decode_entry, text_of
 
@@ -34,6 +34,7 @@ _RESULTS_BYTES: Final = 4 * 1024 * 1024
 #: record of it included. Time enough for whoever follows the job to read its end.
 AFTERLIFE_S: Final = 60.0
 
+_CANCELLED: Final = ErrorInfo(type="cancelled", message="the batch was cancelled", retryable=False)
 _OVERDUE: Final = ErrorInfo(type="expired", message="the job's deadline passed", retryable=True)
 
 
@@ -103,6 +104,24 @@ class Collector:
                 [tape.settle("expired", _OVERDUE, retention_s, if_overdue=True) for tape in tapes]
             )
             gone += (job_id for job_id, reply in zip(page, replies, strict=True) if text_of(reply[0]) == "gone")
+        return gone
+
+    def cancel(self, job_ids: Sequence[str]) -> list[str]:
+        """End those that have not ended as cancelled, as Client.cancel does. -> those that have no tape"""
+        retention_s = self._servers.settings.retention_s
+        gone: list[str] = []
+        for start in range(0, len(job_ids), _PAGE):
+            page = job_ids[start : start + _PAGE]
+            tapes = [self._servers.operations.tape(job_id) for job_id in page]
+            replies = self._servers.tapes([tape.settle("cancelled", _CANCELLED, retention_s) for tape in tapes])
+            notices: list[Command] = []
+            for job_id, reply in zip(page, replies, strict=True):
+                if (verdict := text_of(reply[0])) == "gone":
+                    gone.append(job_id)
+                elif verdict == "ok":
+                    notices.append(notice(self._keys, job_id, cast(Priority, text_of(reply[1]))))
+            if notices:
+                self._servers.queue(notices)
         return gone
 
     def workers(self) -> int:

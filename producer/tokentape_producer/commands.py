@@ -25,7 +25,7 @@ from tokentape.settings import Settings
 
 from .batch import DEFAULT_TIMEOUT_S, DEFAULT_WINDOW, Batch, Options, Stopped, identity
 from .input_file import BadInput, InputFile
-from .output_files import BatchConflict, OutputFiles, check_place, default_errors, new_record
+from .output_files import BatchConflict, OutputFiles, check_place, default_errors, new_record, read_record, record_path
 from .progress import Display, display, say
 from .servers import Servers
 from .summary import Summary
@@ -136,6 +136,44 @@ def run(
         raise  # to be told as the errors of all commands are
     _tell(summary, as_json=as_json, quiet=quiet)
     click.get_current_context().exit(code)
+
+
+@batch.command()
+@click.argument("input_path", metavar="IN.jsonl", type=click.Path(path_type=Path))
+@click.option("--out", "out_path", metavar="OUT.jsonl", required=True, type=click.Path(path_type=Path),
+              help="The same as that of the run.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print how many lines were cancelled as JSON.")
+def cancel(*, input_path: Path, out_path: Path, as_json: bool) -> None:
+    """Cancel what a run has left under way.
+
+    Interrupted, `batch run` leaves to the workers what they have, for the next run to fetch. This ends it, queued or
+    running, and writes its lines to the errors as cancelled; answers that had come meanwhile are written down, too.
+    Interrupt the run first. Lines that were not enqueued are left to the next run; cancelled ones are asked again with
+    --retry-failed.
+
+    \b
+    Example:
+      tokentape batch cancel prompts.jsonl --out answers.jsonl
+    """
+    settings = Settings.load()
+    record = read_record(out_path)
+    if record is None:
+        raise BatchConflict(f"{record_path(out_path)} is not there: no batch was run with {out_path} as output")
+    errors_path = out_path.parent / record.errors
+    with InputFile(input_path, model=record.model) as source:
+        checked = source.check()
+        record = record.model_copy(update={"input_sha256": checked.sha256})
+        with OutputFiles(out_path, errors_path, record) as files, Servers(settings) as servers:
+            options = Options(upstream=record.upstream, retry_failed=True)
+            run = Batch(source, checked, files, servers, options, observer=Display(), stop=lambda: False)
+            before = run.counts.answered
+            run.cancel()
+    cancelled, ended = run.counts.cancelled, run.counts.answered - before - run.counts.cancelled
+    if as_json:
+        facts = {"object": "batch_cancel", "batch_id": record.batch_id, "cancelled": cancelled, "had_ended": ended}
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(f"{cancelled:,} lines cancelled; {ended:,} had ended, and are written down.")
 
 
 class StopSignals:

@@ -263,7 +263,7 @@ class OutputFiles:
 
     def _settle_record(self, record: BatchRecord, fresh: bool) -> BatchRecord:
         """The record that stands, written where none does."""
-        before = self._read_record()
+        before = read_record(self.out.path)
         held = [file.path for file in (self.out, self.errors) if file.size]
         if before is not None and not (fresh and not held):
             difference = record.difference(before)
@@ -281,14 +281,6 @@ class OutputFiles:
         self._write_record(record)
         self._begins = True
         return record
-
-    def _read_record(self) -> BatchRecord | None:
-        try:
-            return BatchRecord.model_validate_json(self._record_path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            raise BatchConflict(f"{self._record_path} cannot be read; move it and {self.out.path} away") from error
 
     def _write_record(self, record: BatchRecord) -> None:
         """As a whole or not at all, and on the disk before anything is enqueued."""
@@ -335,6 +327,17 @@ def check_place(path: Path) -> None:
 def record_path(out: Path) -> Path:
     """Where the record of an output file stands."""
     return out.parent / f"{out.name}.batch"
+
+
+def read_record(out: Path) -> BatchRecord | None:
+    """The record of an output file, None where there is none. Raises BatchConflict for one that cannot be read."""
+    path = record_path(out)
+    try:
+        return BatchRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise BatchConflict(f"{path} cannot be read; move it and {out} away") from error
 
 
 def default_errors(out: Path) -> Path:

@@ -77,7 +77,9 @@ class Summary:
         if parts:
             done += f": {', '.join(parts)}"
         if self.interrupted:
-            under_way = f"; {counts.in_flight:,} under way go on" if counts.in_flight else ""
+            under_way = (
+                f"; {counts.in_flight:,} under way go on (tokentape batch cancel ends them)" if counts.in_flight else ""
+            )
             return f"Interrupted. {done}{under_way}. {_GOES_ON}"
         if self.error is not None:
             # What was refused is refused again.

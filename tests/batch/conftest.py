@@ -117,7 +117,10 @@ class BatchStack:
 
     def tell(self, *options: str, **overrides: str) -> tuple[int, str, str]:
         """One for a person. -> exit code, stdout, stderr"""
-        arguments = ["batch", "run", str(self.input), "--out", str(self.out), *options]
+        return self.main("batch", "run", str(self.input), "--out", str(self.out), *options, **overrides)
+
+    def main(self, *arguments: str, **overrides: str) -> tuple[int, str, str]:
+        """Any command in this process. -> exit code, stdout, stderr"""
         out, err = io.StringIO(), io.StringIO()
         with (
             mock.patch.dict(os.environ, self.environment(**overrides)),

@@ -21,7 +21,7 @@ from tokentape.errors import BadCursor, ConfigError, CorruptTape, ExtraMissing, 
 from .conftest import Environment, Run
 
 AWAY = {"TOKENTAPE_REDIS_URL": "redis://me:s3cret@127.0.0.1:1/0", "TOKENTAPE_REDIS_WAIT_S": "0.05"}
-GROUPS = {"config": ["config show"], "batch": ["batch run"]}
+GROUPS = {"config": ["config show"], "batch": ["batch run", "batch cancel"]}
 #: Every command; `completion` has no facts to tell, only a script.
 COMMANDS = [
     command
