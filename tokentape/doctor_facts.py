@@ -108,7 +108,7 @@ class Facts:
 
     problems: tuple[str, ...] = ()
     file: str | None = None
-    #: Upstreams that a file or the environment (OPENAI_…) names.
+    #: Upstreams that a file or OPENAI_BASE_URL names.
     configured: tuple[str, ...] = ()
     servers: tuple[ServerFacts, ...] = ()
     workers: tuple[WorkerFacts, ...] | None = None
@@ -146,8 +146,8 @@ def gather(environ: Mapping[str, str] | None = None) -> Facts:
                 pass  # the others' records are the operator's to see
             except (RedisError, OSError) as error:
                 servers.append(connections.failed("redis_url", error))
-    configured = {name: upstream for name, upstream in settings.upstreams.items() if _on_purpose(loaded, name)}
-    upstreams, unasked = _ask_upstreams(configured)
+    configured = settings.upstreams if _on_purpose(loaded) else {}
+    upstreams, unasked = _ask_upstreams(configured or _presumed(loaded, workers or ()))
     return Facts(
         file=loaded.file,
         configured=tuple(configured),
@@ -312,19 +312,27 @@ def _format(row: Any) -> int | None:
     return format_ if isinstance(format_, int) else None
 
 
-def _ask_upstreams(configured: Mapping[str, Upstream]) -> tuple[tuple[UpstreamFacts, ...] | None, str | None]:
-    if not configured:
+def _ask_upstreams(asked: Mapping[str, Upstream]) -> tuple[tuple[UpstreamFacts, ...] | None, str | None]:
+    if not asked:
         return None, "none is configured in this environment"
     points = list(entry_points(group="tokentape.probes"))
     if not points:
         return None, "no part that could ask them is installed"
     try:
         probes: list[Probe] = [point.load() for point in points]
-        return tuple(facts for probe in probes for facts in probe(configured)), None
+        return tuple(facts for probe in probes for facts in probe(asked)), None
     except ImportError:
         return None, "asking them needs the worker's packages: pip install 'tokentape[worker]'"
 
 
-def _on_purpose(loaded: Loaded, upstream: str) -> bool:
-    """Whether a file or the environment names it. The one that stands for none has no key."""
-    return "upstreams" in loaded.sources or any(name.startswith(f"upstreams.{upstream}.") for name in loaded.sources)
+def _on_purpose(loaded: Loaded) -> bool:
+    """Whether somebody has configured upstreams here. A key alone is in many a shell for something else."""
+    return "upstreams" in loaded.sources or "upstreams.default.base_url" in loaded.sources
+
+
+def _presumed(loaded: Loaded, workers: Sequence[WorkerFacts]) -> Mapping[str, Upstream]:
+    """The upstream that a worker started here would have, by a key alone, unless the live ones have others."""
+    key = any(name.startswith("upstreams.default.api_key") for name in loaded.sources)
+    live = [worker.upstreams for worker in workers if worker.lease_s > 0]
+    others = bool(live) and all(names is not None and "default" not in names for names in live)
+    return loaded.settings.upstreams if key and not others else {}

@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
 
-from tokentape import Client
+from tokentape import Client, doctor_facts
+from tokentape.doctor_facts import UpstreamFacts
 from tokentape.embedded import EmbeddedServer
+from tokentape.settings import Upstream
 from tokentape.simulator import SimulatorThread
 
 from .conftest import Environment, Run, body, settings_of, wait_until
@@ -64,6 +67,12 @@ def states(run: Run, env: Environment) -> tuple[int, dict[str, tuple[str, str]]]
     }
 
 
+def registered(env: Environment) -> bool:
+    """Whether a worker has said what it serves, which it does after its lease stands."""
+    ours = {name: value for name, value in env.items() if name.startswith("TOKENTAPE_")}
+    return any(worker.upstreams for worker in doctor_facts.gather(ours).workers or ())
+
+
 def test_a_healthy_stack(run: Run, own: Environment, closed: SimulatorThread, tmp_path: Path) -> None:
     env = own | configured(tmp_path, closed.base_url, api_key_env="SOME_KEY") | {"SOME_KEY": KEY}
     its = {**os.environ, **env, "TOKENTAPE_LOG_LEVEL": "error"}
@@ -89,6 +98,7 @@ def test_a_healthy_stack(run: Run, own: Environment, closed: SimulatorThread, tm
 def test_workers_that_have_another_configuration(
     run: Run, environment: Environment, worker: None, simulator: SimulatorThread, tmp_path: Path
 ) -> None:
+    wait_until(lambda: registered(environment))
     code, found = states(run, configured(tmp_path, simulator.base_url))
     assert code == 0
     assert found["workers"] == (
@@ -98,6 +108,42 @@ def test_workers_that_have_another_configuration(
             " give the workers the same configuration, and start them again"
         ),
     )
+
+
+def test_a_key_in_a_developers_shell_is_no_configuration(
+    run: Run, own: Environment, simulator: SimulatorThread, tmp_path: Path
+) -> None:
+    its = {**os.environ, **own, **configured(tmp_path, simulator.base_url), "TOKENTAPE_LOG_LEVEL": "error"}
+    process = subprocess.Popen([sys.executable, "-P", "-m", "tokentape_worker"], env=its)
+    try:
+        wait_until(lambda: registered(own))
+        code, found = states(run, own | {"OPENAI_API_KEY": "a-key-of-somebody"})
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+    assert code == 0
+    assert found["workers"][0] == "ok"
+    assert found["upstreams"] == ("skipped", "none is configured in this environment; the workers serve main")
+
+
+def test_a_key_is_tried_where_nothing_says_that_workers_have_another(
+    idle: Environment, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def probe(upstreams: Mapping[str, Upstream]) -> list[UpstreamFacts]:
+        asked.extend(upstreams)
+        return [UpstreamFacts("default", "api.test", key="refused")]
+
+    monkeypatch.setattr(doctor_facts, "entry_points", lambda **_: [SimpleNamespace(load=lambda: probe)])
+    env = {"TOKENTAPE_REDIS_URL": environment["TOKENTAPE_REDIS_URL"], **idle}
+
+    facts = doctor_facts.gather(env | {"OPENAI_API_KEY": "a-key"})
+
+    assert asked == ["default"]
+    assert facts.configured == ()
+    assert doctor_facts.gather(env).upstreams is None
+    assert doctor_facts.gather(env | {"OPENAI_BASE_URL": "http://api.test/v1"}).configured == ("default",)
 
 
 def test_nothing_listens(run: Run, idle: Environment) -> None:

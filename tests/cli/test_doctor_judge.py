@@ -109,9 +109,15 @@ def test_what_is_served_is_told_where_nothing_is_configured() -> None:
 
 def test_an_upstream_that_answers_with_an_error() -> None:
     facts = UpstreamFacts("main", "api.test", key="unchecked", status=503, problem="overloaded")
-    state, message = judged(upstreams=(facts,))["upstream main"]
+    state, message = judged(upstreams=(facts,), configured=("main",))["upstream main"]
     assert state == "error"
     assert "api.test answers with an error: overloaded" in message
+
+
+def test_an_upstream_that_only_a_key_stands_for_is_no_error() -> None:
+    facts = UpstreamFacts("default", "api.test", key="refused", key_note="as it says")
+    assert judged(upstreams=(facts,))["upstream default"][0] == "warning"
+    assert judged(upstreams=(facts,), configured=("default",))["upstream default"][0] == "error"
 
 
 @pytest.mark.parametrize("doubt", Doubt.__args__)  # type: ignore[attr-defined]
