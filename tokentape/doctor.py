@@ -101,6 +101,10 @@ def judge(facts: Facts) -> Iterator[Finding]:
 
 _TROUBLES: Final[Mapping[Trouble, tuple[str, str]]] = {
     "refused": ("nothing listens there", "start the server, or correct the address; `tokentape up` starts one here"),
+    "forbidden": (
+        "this user may not connect there",
+        "let it write to the socket: unixsocketperm of the server, or its group; else look for a rule of this machine",
+    ),
     "unresolved": ("its host name is unknown", "correct the host, or the name service of this machine"),
     "timeout": ("it did not answer in time", "look for a firewall between here and there, or a server that hangs"),
     "password": ("it wants another user or password", "put them into the address: redis://USER:PASSWORD@HOST:PORT/0"),

@@ -37,7 +37,7 @@ from .settings import Loaded, Upstream, load
 from .tape import Tape, text_of
 
 Trouble = Literal[
-    "refused", "unresolved", "timeout", "password", "tls", "closed", "no_redis", "loading", "full", "other"
+    "refused", "forbidden", "unresolved", "timeout", "password", "tls", "closed", "no_redis", "loading", "full", "other"
 ]
 #: "missing": one is asked for and there is none. "none": none is asked for. "unchecked": `key_note` says why.
 Key = Literal["accepted", "refused", "missing", "none", "unchecked"]
@@ -229,7 +229,8 @@ def trouble_of(error: BaseException) -> Trouble:
         ((InvalidResponse,), "no_redis"),
         ((socket.gaierror,), "unresolved"),
         ((ssl.SSLError,), "tls"),
-        ((ConnectionRefusedError, FileNotFoundError, PermissionError), "refused"),
+        ((PermissionError,), "forbidden"),
+        ((ConnectionRefusedError, FileNotFoundError), "refused"),
         ((TimeoutError, RedisTimeout), "timeout"),
         ((ConnectionResetError, BrokenPipeError), "closed"),
     )

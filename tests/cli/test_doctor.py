@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -157,6 +158,19 @@ def test_nothing_listens(run: Run, idle: Environment) -> None:
     assert "→ start the server" in outcome.out
     assert "skipped  workers" in outcome.out
     assert "a-secret" not in outcome.out + outcome.err
+
+
+def test_a_socket_without_permission(run: Run, idle: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", address)
+
+    monkeypatch.setattr(socket, "socket", Refusing)  # root, as in CI, has every permission
+    code, found = states(run, idle | {"TOKENTAPE_REDIS_URL": "unix:///run/redis/redis.sock"})
+    assert code == 1
+    assert found["redis_url"][0] == "error"
+    assert "this user may not connect there" in found["redis_url"][1]
+    assert "unixsocketperm" in found["redis_url"][1]
 
 
 def test_a_wrong_password(run: Run, own: Environment) -> None:
