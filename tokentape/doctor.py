@@ -134,7 +134,7 @@ def _judge_server(server: ServerFacts) -> Iterator[Finding]:
         yield Finding(f"{check} server", "skipped", "this user may not ask about version, persistence and memory", mend)
         return
     yield _version(check, server.info)
-    yield from _persistence(check, server.info)
+    yield _persistence(server, server.info)
     yield from _memory(check, server.info)
     yield from _role(check, server.info)
 
@@ -161,24 +161,32 @@ def _version(check: str, info: Mapping[str, Any]) -> Finding:
     return Finding(f"{check} version", "ok", said)
 
 
-def _persistence(check: str, info: Mapping[str, Any]) -> Iterator[Finding]:
-    check = f"{check} persistence"
-    if info.get("loading"):
-        yield Finding(check, "warning", "the server is still loading its data", _TROUBLES["loading"][1])
-    for field, what in (
-        ("aof_last_write_status", "the append-only file cannot be written"),
-        ("rdb_last_bgsave_status", "the last snapshot could not be written"),
-    ):
-        if info.get(field, "ok") != "ok":
-            mend = "look at the server's disk and its log: it refuses writes, or loses them with its next crash"
-            yield Finding(check, "error", what, mend)
+def _persistence(server: ServerFacts, info: Mapping[str, Any]) -> Finding:
+    check = f"{server.setting} persistence"
+    if info.get("aof_enabled") and info.get("aof_last_write_status", "ok") != "ok":
+        return Finding(check, "error", f"the append-only file cannot be written{_REFUSES}", _DISK)
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        return _failed_snapshot(check, server.config)
     if info.get("aof_enabled"):
-        yield Finding(check, "ok", "append-only file")
-    else:
-        mend = (
-            "appendonly yes, appendfsync everysec: else a crash of the server loses what came since its last snapshot"
+        return Finding(check, "ok", "append-only file")
+    mend = "appendonly yes, appendfsync everysec: else a crash of the server loses what came since its last snapshot"
+    return Finding(check, "warning", "no append-only file", mend)
+
+
+_REFUSES: Final = ", so the server refuses writes"
+_DISK: Final = "look at the server's disk and its log"
+
+
+def _failed_snapshot(check: str, config: Mapping[str, str] | None) -> Finding:
+    """A server refuses writes then where it has points to save at and is told to stop; an append-only file or not."""
+    said = "the last snapshot could not be written"
+    if config is None:
+        said = (
+            f"{said}; whether the server refuses writes for it, only CONFIG GET could tell, which this user may not run"
         )
-        yield Finding(check, "warning", "no append-only file", mend)
+    elif config.get("save") and config.get("stop-writes-on-bgsave-error") == "yes":
+        return Finding(check, "error", said + _REFUSES, _DISK)
+    return Finding(check, "warning", said, _DISK)
 
 
 def _memory(check: str, info: Mapping[str, Any]) -> Iterator[Finding]:

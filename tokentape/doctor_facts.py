@@ -49,7 +49,8 @@ UNUSABLE: Final = "unusable"
 
 #: Of the jobs that are open and of those that ended, so many of the newest are looked at for their format.
 _TAPES_LOOKED_AT: Final = 20
-_CONFIG: Final = ("appendfsync", "save")
+#: What makes a failed snapshot an outage.
+_CONFIG: Final = ("save", "stop-writes-on-bgsave-error")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class ServerFacts:
     url: str
     trouble: Trouble | None = None
     detail: str = ""
-    #: INFO, or None where this user may not run it; CONFIG GET of two settings, likewise.
+    #: INFO, or None where this user may not run it.
     info: Mapping[str, Any] | None = None
+    #: CONFIG GET of what a failed snapshot depends on, likewise; asked only after one: a refusal stands in the ACL LOG.
     config: Mapping[str, str] | None = None
     round_trip_ms: float = 0.0
     #: Its clock minus ours, in seconds, to within half the round trip.
@@ -182,11 +184,13 @@ class _Connections:
         except ConfigError as error:
             return self._facts(setting, trouble="other", detail=str(error))
         try:
-            client.ping()  # the connection, and what it takes to make one, are not to count
+            _ping(client)  # the connection, and what it takes to make one, are not to count
             began, began_at = time.perf_counter(), time.time()
             seconds, micros = client.time()
             took_s = time.perf_counter() - began
-            info, config = _allowed(client.info), _allowed(lambda: client.config_get(*_CONFIG))
+            info = _allowed(client.info)
+            failed = info is not None and info.get("rdb_last_bgsave_status", "ok") != "ok"
+            config = _allowed(lambda: client.config_get(*_CONFIG)) if failed else None
         except (RedisError, OSError, ValueError) as error:
             client.close()
             return self.failed(setting, error)
@@ -214,6 +218,15 @@ class _Connections:
 
     def _facts(self, setting: str, **known: Any) -> ServerFacts:
         return ServerFacts(setting, str(self._loaded.source(setting)), shown(self._url(setting)), **known)
+
+
+def _ping(client: redis.Redis) -> None:
+    """Raises what keeps the server from answering. One whose disk is full refuses PING too, and tells more by INFO."""
+    try:
+        client.ping()
+    except ResponseError as error:
+        if not str(error).startswith("MISCONF"):
+            raise
 
 
 def trouble_of(error: BaseException) -> Trouble:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,6 +201,30 @@ def test_a_server_that_evicts(run: Run, own: Environment) -> None:
     assert found["redis_url memory"][0] == "error"
     assert "allkeys-lru" in found["redis_url memory"][1]
     assert then["redis_url memory"][0] == then["redis_url persistence"][0] == "ok"
+
+
+@pytest.mark.parametrize(("save", "state"), [("3600 1", "error"), ("", "warning")])
+def test_a_snapshot_that_fails(run: Run, own_server: EmbeddedServer, own: Environment, save: str, state: str) -> None:
+    """An error exactly where the server refuses writes for it."""
+    in_the_way = own_server.log_path.parent / "dump.rdb"
+    in_the_way.unlink(missing_ok=True)
+    (in_the_way / "file").mkdir(parents=True)
+    with redis.Redis.from_url(own_server.url, decode_responses=True) as server:
+        server.config_set("save", save)
+        try:
+            server.bgsave()
+            wait_until(lambda: server.info("persistence")["rdb_last_bgsave_status"] == "err")
+            code, found = states(run, own)
+            refused = pytest.raises(redis.ResponseError, match="MISCONF") if code else nullcontext()
+            with refused:
+                server.set("a", "b")
+        finally:
+            server.config_set("save", "")
+            shutil.rmtree(in_the_way)
+            server.bgsave()
+            wait_until(lambda: server.info("persistence")["rdb_last_bgsave_status"] == "ok")
+    assert found["redis_url persistence"][0] == state
+    assert code == (state == "error")
 
 
 def test_jobs_wait_and_no_worker_lives(run: Run, idle: Environment, idle_client: Client) -> None:

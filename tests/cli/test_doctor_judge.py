@@ -56,10 +56,25 @@ def test_servers(info: dict[str, Any], check: str, state: str, words: str) -> No
     assert words in found[1]
 
 
-@pytest.mark.parametrize("field", ["aof_last_write_status", "rdb_last_bgsave_status"])
-def test_a_disk_that_is_full_is_an_error(field: str) -> None:
-    findings = list(judge(Facts(servers=(server({field: "err"}),), workers=())))
-    assert any(finding.state == "error" and "disk" in (finding.mend or "") for finding in findings)
+SAVES = {"save": "3600 1", "stop-writes-on-bgsave-error": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("info", "config", "state", "words"),
+    [
+        ({"aof_last_write_status": "err"}, None, "error", "refuses writes"),
+        ({"rdb_last_bgsave_status": "err"}, SAVES, "error", "refuses writes"),
+        ({"rdb_last_bgsave_status": "err", "aof_enabled": 0}, SAVES, "error", "refuses writes"),
+        ({"rdb_last_bgsave_status": "err"}, SAVES | {"save": ""}, "warning", "could not be written look at"),
+        ({"rdb_last_bgsave_status": "err"}, SAVES | {"stop-writes-on-bgsave-error": "no"}, "warning", "look at"),
+        ({"rdb_last_bgsave_status": "err"}, None, "warning", "only CONFIG GET could tell"),
+    ],
+)
+def test_a_disk_that_is_full(info: dict[str, Any], config: dict[str, str] | None, state: str, words: str) -> None:
+    found = judged(servers=(server(info, config=config),))["redis_url persistence"]
+    assert found[0] == state
+    assert words in found[1]
+    assert "disk" in found[1]
 
 
 @pytest.mark.parametrize(("ahead_s", "words"), [(60.0, "60 s ahead of"), (-9.0, "9 s behind")])
