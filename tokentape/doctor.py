@@ -24,7 +24,8 @@ State = Literal["ok", "warning", "error", "skipped"]
 _OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
 _CLOCK_S: Final = 5.0
 _ROUND_TRIP_MS: Final = 100.0
-_NEARLY_FULL: Final = 0.9
+_NEARLY_FULL: Final = 0.8
+_FULL: Final = 0.95
 _NEARLY_ALL_CLIENTS: Final = 0.8
 
 
@@ -124,10 +125,12 @@ def _judge_server(server: ServerFacts) -> Iterator[Finding]:
         said = f" ({server.detail})" if server.detail else ""
         yield Finding(check, "error", f"{server.url}, from {server.source}: {message}{said}", mend)
         return
-    yield Finding(check, "ok", f"{server.url} answers in {server.round_trip_ms:.1f} ms, from {server.source}")
+    said = f"{server.url} answers in {server.round_trip_ms:.1f} ms, from {server.source}"
     if server.round_trip_ms > _ROUND_TRIP_MS:
         mend = "run workers and producers near the server: each batch of chunks is a round trip"
-        yield Finding(check, "warning", f"a round trip takes {server.round_trip_ms:.0f} ms", mend)
+        yield Finding(check, "warning", said, mend)
+    else:
+        yield Finding(check, "ok", said)
     yield _clock(server)
     if server.info is None:
         mend = "let this user run INFO (ACL: +info), or ask the server's operator"
@@ -135,7 +138,7 @@ def _judge_server(server: ServerFacts) -> Iterator[Finding]:
         return
     yield _version(check, server.info)
     yield _persistence(server, server.info)
-    yield from _memory(check, server.info)
+    yield _memory(check, server.info)
     yield from _role(check, server.info)
 
 
@@ -189,29 +192,34 @@ def _failed_snapshot(check: str, config: Mapping[str, str] | None) -> Finding:
     return Finding(check, "warning", said, _DISK)
 
 
-def _memory(check: str, info: Mapping[str, Any]) -> Iterator[Finding]:
+def _memory(check: str, info: Mapping[str, Any]) -> Finding:
     check = f"{check} memory"
-    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    limit = int(info.get("maxmemory", 0))
+    # What replicas and the append-only file have still to take does not count against the limit.
+    used = int(info.get("used_memory", 0)) - int(info.get("mem_not_counted_for_evict", 0))
     policy = str(info.get("maxmemory_policy", "noeviction"))
     mega = 1024 * 1024
     if policy != "noeviction":
-        mend = "maxmemory-policy noeviction: when memory is full, this one deletes tapes and queues without a word"
-        yield Finding(check, "error" if limit else "warning", f"maxmemory-policy is {policy}", mend)
+        mend = "maxmemory-policy noeviction: when memory is full, this one deletes tapes or queues without a word"
+        return Finding(check, "error" if limit else "warning", f"maxmemory-policy is {policy}", mend)
     if not limit:
+        total = int(info.get("total_system_memory", 0))
+        of_all = f"; the machine has {total / mega:.0f} MB" if total else ""
         mend = "set maxmemory below what the machine has, so that writes are refused before the kernel ends the server"
-        yield Finding(check, "warning", f"{used / mega:.0f} MB used, without a limit", mend)
-    elif used > limit * _NEARLY_FULL:
-        mend = "raise maxmemory, shorten retention_s, or take fewer jobs: when it is full, submitting is refused"
-        yield Finding(check, "warning", f"{used / mega:.0f} of {limit / mega:.0f} MB used", mend)
-    else:
-        yield Finding(check, "ok", f"{used / mega:.0f} of {limit / mega:.0f} MB used, {policy}")
+        return Finding(check, "warning", f"{used / mega:.0f} MB used, without a limit{of_all}", mend)
+    said = f"{used / mega:.0f} of {limit / mega:.0f} MB used"
+    if used > limit * _NEARLY_FULL:
+        state: State = "error" if used > limit * _FULL else "warning"
+        mend = "shorten TOKENTAPE_RETENTION_S, raise maxmemory, or submit less: when it is full, submitting is refused"
+        return Finding(check, state, said, mend)
+    return Finding(check, "ok", f"{said}, {policy}")
 
 
 def _role(check: str, info: Mapping[str, Any]) -> Iterator[Finding]:
     if info.get("role", "master") != "master":
         mend = "point the setting to the primary: a replica takes no writes"
         yield Finding(f"{check} role", "error", "the server is a replica", mend)
-    if info.get("cluster_enabled"):
+    elif info.get("cluster_enabled"):
         mend = "use a server that is not in cluster mode"
         yield Finding(f"{check} role", "error", "the server is part of a cluster", mend)
     clients, most = int(info.get("connected_clients", 0)), int(info.get("maxclients", 0))

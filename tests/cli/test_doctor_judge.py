@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -28,11 +29,12 @@ def server(info: dict[str, Any] | None = None, **known: Any) -> ServerFacts:
 
 
 def judged(**facts: Any) -> dict[str, tuple[str, str]]:
-    """-> {check: (state, message)}, the last of each check, which are given from mild to bad"""
-    return {
-        finding.check: (finding.state, f"{finding.message} {finding.mend or ''}".strip())
-        for finding in judge(Facts(**{"servers": (server(),), "workers": (), **facts}))
-    }
+    """-> {check: (state, message)}, the worst of each check; of a server there is one finding for each check"""
+    findings = list(judge(Facts(**{"servers": (server(),), "workers": (), **facts})))
+    checks = Counter(finding.check for finding in findings if finding.check.startswith("redis_url"))
+    assert set(checks.values()) <= {1}
+    findings.sort(key=lambda finding: ["skipped", "ok", "warning", "error"].index(finding.state))
+    return {finding.check: (finding.state, f"{finding.message} {finding.mend or ''}".strip()) for finding in findings}
 
 
 @pytest.mark.parametrize(
@@ -43,10 +45,17 @@ def judged(**facts: Any) -> dict[str, tuple[str, str]]:
         ({"server_name": "", "valkey_version": None, "redis_version": "10.0.1"}, "version", "ok", "Redis 10.0.1"),
         ({"aof_enabled": 0}, "persistence", "warning", "appendonly yes"),
         ({"aof_enabled": 0, "aof_last_write_status": "err"}, "persistence", "warning", "no append-only file"),
-        ({"maxmemory": 0}, "memory", "warning", "without a limit"),
-        ({"used_memory": 950}, "memory", "warning", "shorten retention_s"),
+        ({"maxmemory": 0}, "memory", "warning", "without a limit set maxmemory"),
+        ({"maxmemory": 0, "total_system_memory": 2**31}, "memory", "warning", "; the machine has 2048 MB"),
+        ({"used_memory": 800}, "memory", "ok", "noeviction"),
+        ({"used_memory": 801}, "memory", "warning", "shorten TOKENTAPE_RETENTION_S"),
+        ({"used_memory": 951}, "memory", "error", "submitting is refused"),
+        ({"used_memory": 951, "mem_not_counted_for_evict": 200}, "memory", "ok", "noeviction"),
+        ({"maxmemory_policy": "volatile-lru"}, "memory", "error", "maxmemory-policy is volatile-lru"),
+        ({"maxmemory_policy": "allkeys-lru", "maxmemory": 0}, "memory", "warning", "is allkeys-lru"),
         ({"role": "slave"}, "role", "error", "replica"),
         ({"cluster_enabled": 1}, "role", "error", "cluster"),
+        ({"cluster_enabled": 1, "role": "slave"}, "role", "error", "replica"),
         ({"connected_clients": 9_000}, "clients", "warning", "9000 of 10000"),
     ],
 )
