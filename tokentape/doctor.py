@@ -16,6 +16,7 @@ import click
 
 from . import __version__
 from .doctor_facts import UNUSABLE, Doubt, Facts, ServerFacts, Trouble, UpstreamFacts, WorkerFacts, gather
+from .printable import printable
 from .tape import FORMAT
 
 State = Literal["ok", "warning", "error", "skipped"]
@@ -75,8 +76,9 @@ _STATES: Final[Mapping[State, tuple[str, str | None]]] = {
 
 def _line(finding: Finding, width: int) -> str:
     word, colour = _STATES[finding.state]
-    line = f"{click.style(f'{word:<7}', fg=colour)}  {finding.check:<{width}}  {finding.message}"
-    return f"{line}\n{'':<{width + 11}}→ {finding.mend}" if finding.mend else line
+    # Names, addresses and the words of an error are the file's, the server's and the upstream's.
+    line = f"{click.style(f'{word:<7}', fg=colour)}  {printable(finding.check):<{width}}  {printable(finding.message)}"
+    return f"{line}\n{'':<{width + 11}}→ {printable(finding.mend)}" if finding.mend else line
 
 
 def _summary(findings: list[Finding]) -> str:

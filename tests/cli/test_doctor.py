@@ -307,6 +307,19 @@ def test_certificates_that_are_missing_hide_no_other_upstream(
     assert found["upstream other"][0] == "ok"
 
 
+def test_words_of_an_upstream_do_not_steer_the_terminal(
+    run: Run, idle: Environment, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "no\x1b]0;pwn\x07 \x1b[2J\x9b31m\u202e way"
+    facts = UpstreamFacts("default", "api.test", key="refused", key_note=said, unlisted=(said,))
+    monkeypatch.setattr(doctor_facts, "entry_points", lambda **_: [SimpleNamespace(load=lambda: lambda _: [facts])])
+    env = idle | {"TOKENTAPE_REDIS_URL": environment["TOKENTAPE_REDIS_URL"], "OPENAI_BASE_URL": "http://api.test/v1"}
+    for options in ([], ["--json"]):
+        outcome = run("doctor", *options, env=env)
+        assert "pwn" in outcome.out
+        assert all(char.isprintable() for char in outcome.out.replace("\n", ""))
+
+
 def test_a_model_that_is_not_listed(run: Run, idle: Environment, tmp_path: Path) -> None:
     with SimulatorThread(models=("other-1",)) as simulator:
         code, found = states(run, idle | configured(tmp_path, simulator.base_url))
