@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import structlog
 
 from tokentape import Client, Settings
 from tokentape.cli import main
@@ -110,6 +111,7 @@ def run(environment: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as ended:
             main(arguments)
+        structlog.reset_defaults()  # a service sets up the log of its process, which is that of other tests here
         written = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Outcome(ended.value.code, written.out, written.err)
