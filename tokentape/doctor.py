@@ -229,7 +229,12 @@ def _role(check: str, info: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(f"{check} clients", "warning", f"{clients} of {most} clients", _TROUBLES["full"][1])
 
 
+_OPERATOR: Final = "take the operator's user, which deploy/redis/users.acl calls default"
+
+
 def _judge_formats(facts: Facts) -> Iterator[Finding]:
+    if facts.formats is None and not any(server.trouble for server in facts.servers):
+        yield Finding("tapes", "skipped", "this user may not look at the newest ones", _OPERATOR)
     if not facts.formats:
         return
     count = sum(facts.formats.values())
@@ -251,8 +256,7 @@ def _judge_workers(facts: Facts) -> Iterator[Finding]:
         if any(server.trouble for server in facts.servers):
             yield Finding("workers", "skipped", "needs the Redis server")
         else:
-            mend = "take the operator's user, which deploy/redis/users.acl calls default"
-            yield Finding("workers", "skipped", "this user may not look at the workers' records", mend)
+            yield Finding("workers", "skipped", "this user may not look at the workers' records", _OPERATOR)
         return
     live = [worker for worker in facts.workers if worker.lease_s > 0]
     waiting = f"{facts.queued} {'job waits' if facts.queued == 1 else 'jobs wait'}"

@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Final, Literal, Self
@@ -134,26 +135,28 @@ def gather(environ: Mapping[str, str] | None = None) -> Facts:
     except ConfigError as error:
         return Facts(problems=error.problems)
     settings = loaded.settings
-    servers: list[ServerFacts] = []
+    servers: dict[str, ServerFacts] = {}
     workers, queued, formats = None, 0, None
     with _Connections(loaded) as connections:
         apart = settings.tape_url not in (None, settings.redis_url)
-        servers.extend(map(connections.look, ("redis_url", "tape_url") if apart else ("redis_url",)))
+        servers |= {name: connections.look(name) for name in (("redis_url", "tape_url") if apart else ("redis_url",))}
         queue, tapes = connections.reached("redis_url"), connections.reached("tape_url")
         if queue is not None:
+            setting = "redis_url"
             try:
-                workers, queued = _workers(queue, QueueKeys(settings.namespace))
-                formats = None if tapes is None else _formats(queue, tapes, settings.namespace)
-            except NoPermissionError:
-                pass  # the others' records are the operator's to see
-            except (RedisError, OSError) as error:
-                servers.append(connections.failed("redis_url", error))
+                with suppress(NoPermissionError):  # the others' records are the operator's to see
+                    workers, queued = _workers(queue, QueueKeys(settings.namespace))
+                setting = "tape_url" if apart else setting
+                with suppress(NoPermissionError):
+                    formats = None if tapes is None else _formats(queue, tapes, settings.namespace)
+            except (RedisError, OSError) as error:  # it went away since it was looked at
+                servers[setting] = connections.failed(setting, error)
     configured = settings.upstreams if _on_purpose(loaded) else {}
     upstreams, unasked = _ask_upstreams(configured or _presumed(loaded, workers or ()))
     return Facts(
         file=loaded.file,
         configured=tuple(configured),
-        servers=tuple(servers),
+        servers=tuple(servers.values()),
         workers=workers,
         queued=queued,
         upstreams=upstreams,
@@ -278,7 +281,7 @@ def _workers(client: redis.Redis, keys: QueueKeys) -> tuple[tuple[WorkerFacts, .
     now_s = int(seconds) + int(micros) / 1e6
     found = []
     for name, until in ((text_of(row[0]), float(row[1])) for row in pairs(leases)):
-        version, upstreams = client.hmget(rq_worker_key(name), [VERSION_FIELD, UPSTREAMS_FIELD])
+        version, upstreams = _said(client, name)
         found.append(
             WorkerFacts(
                 name,
@@ -289,6 +292,15 @@ def _workers(client: redis.Redis, keys: QueueKeys) -> tuple[tuple[WorkerFacts, .
             )
         )
     return tuple(found), sum(lengths)
+
+
+def _said(client: redis.Redis, worker: str) -> tuple[Any, Any]:
+    """Its version and upstreams, as it says; nothing where RQ's records are not this user's to see, as a client's."""
+    try:
+        version, upstreams = client.hmget(rq_worker_key(worker), [VERSION_FIELD, UPSTREAMS_FIELD])
+    except NoPermissionError:
+        return None, None
+    return version, upstreams
 
 
 def _names(value: Any) -> tuple[str, ...] | None:

@@ -356,3 +356,33 @@ def test_a_user_who_may_not_see_the_workers(run: Run, own: Environment) -> None:
     assert code == 0
     assert found["workers"][0] == "skipped"
     assert "operator" in found["workers"][1]
+    assert found["redis_url"][0] == "ok"
+
+
+def test_a_clients_user_sees_that_workers_live(
+    run: Run, environment: Environment, worker: None, valkey: EmbeddedServer
+) -> None:
+    """What deploy/redis/users.acl lets it see, and that the rest is not passed over."""
+    with redis.Redis.from_url(valkey.url) as server:
+        rules = ("~*", "&*", "+@all", "-hmget", "-zrevrange", "-info")
+        server.execute_command("ACL", "SETUSER", "narrow", "on", "nopass", *rules)
+        address = valkey.url.rpartition("/")[0].rpartition("@")[2].removeprefix("redis://")
+        code, found = states(run, {"TOKENTAPE_REDIS_URL": f"redis://narrow:any@{address}/0"})
+        server.execute_command("ACL", "DELUSER", "narrow")
+    assert code == 0
+    assert found["workers"][0] == "ok"
+    assert found["tapes"][0] == "skipped"
+    assert "operator" in found["tapes"][1]
+
+
+def test_a_server_that_goes_away_meanwhile_is_one_finding(
+    run: Run, idle: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise redis.ConnectionError("Connection closed by server.")
+
+    monkeypatch.setattr(doctor_facts, "_formats", away)
+    outcome = run("doctor", "--json", env=idle)
+    told = [one for one in json.loads(outcome.out)["findings"] if one["check"] == "redis_url"]
+    assert [one["state"] for one in told] == ["error"]
+    assert "it closes the connection" in told[0]["message"]
