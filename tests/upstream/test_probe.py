@@ -125,6 +125,28 @@ async def test_something_else_than_a_list_leaves_the_path_in_doubt(serve: Serve,
     assert (await ask(server.url)).doubt == "path"
 
 
+@pytest.mark.parametrize(
+    ("listed", "model", "known"),
+    [
+        ("claude-sonnet-4-5-20250929", "claude-sonnet-4-5", True),
+        ("claude-3-5-haiku-20241022", "claude-3-5-haiku-latest", True),
+        ("gpt-4o-2024-08-06", "gpt-4o", True),
+        ("llama3.2:latest", "llama3.2", True),
+        ("some/model", "some/model:online", True),
+        ("llama3.2:latest", "llama3", False),
+        ("gpt-4o-mini", "gpt-4o", False),
+        ("claude-3-5-haiku-20241022", "claude-3-5-haiku-20240101", False),
+        ("20250929", "gpt", False),
+    ],
+)
+async def test_a_name_may_stand_for_one_that_is_listed(serve: Serve, listed: str, model: str, known: bool) -> None:
+    server = await serve(answers((200, {"data": [{"id": listed}]})))
+
+    facts = await ask(server.url, models=[model])
+
+    assert facts.unlisted == (() if known else (model,))
+
+
 async def test_a_page_of_a_list_does_not_say_what_is_missing(serve: Serve) -> None:
     server = await serve(answers((200, {**LIST, "has_more": True})))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ _PATIENCE_S: Final = 10.0
 #: The longest list that is read; openrouter's is half a megabyte.
 _MAX_LIST_BYTES: Final = 4 * 1024 * 1024
 _NO_LIST: Final = frozenset({404, 405, 501})
+#: What a list adds to a name that is called without: Anthropic and OpenAI a date, Ollama a tag.
+_NEWEST: Final = re.compile(r"-\d{8}|-\d{4}-\d{2}-\d{2}|:latest")
 _FORBIDDEN: Final = 403
 
 
@@ -110,7 +113,7 @@ def _judge(route: Route, address: str, answer: _Answer, without: _Answer | None)
     if answer.body is not None and rows is None:  # a web page, where base_url is that of a user interface
         return replace(facts, doubt="path", key_note=f"what it has at {_path(route)} is no list of models")
     named = [model for model in route.upstream.models if not set(model) & set("*?[")]
-    facts = replace(facts, unlisted=tuple(model for model in named if rows and model not in rows))
+    facts = replace(facts, unlisted=tuple(model for model in named if rows and not _known(model, rows)))
     if without is None:
         return replace(facts, key="none")
     if without.error is None:
@@ -135,6 +138,13 @@ def _judge_error(route: Route, facts: UpstreamFacts, answer: _Answer, error: Err
     if error.type == "rate_limited":
         return replace(facts, doubt="busy", key_note=message)
     return replace(facts, problem=message)
+
+
+def _known(model: str, listed: frozenset[str]) -> bool:
+    """Whether a list has a model, or what its name stands for: the newest of a name, or a variant of it."""
+    if model in listed or model.partition(":")[0] in listed:  # OpenRouter's model:online
+        return True
+    return any(_NEWEST.fullmatch(one.removeprefix(model.removesuffix("-latest"))) for one in listed)
 
 
 def _path(route: Route) -> str:
