@@ -48,6 +48,14 @@ def test_every_extra_that_is_installed_exists() -> None:
     assert {extra for extra in wanted if extra} <= set(project["optional-dependencies"])
 
 
+def test_the_picture_of_the_demo_has_as_many_answers_as_is_said() -> None:
+    picture = (ROOT / "docs" / "demo.svg").read_text().replace("&#160;", " ")
+
+    assert "(sixteen in the picture)" in README
+    assert "sixteen answers" in (ROOT / "docs" / "index.md").read_text()
+    assert "answers  16 of 16" in picture
+
+
 def test_how_to_install_what_is_not_released_is_said_until_it_is() -> None:
     released = re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     pages = [README, (ROOT / "docs" / "tutorial.md").read_text()]
