@@ -56,6 +56,14 @@ def test_pictures_are_well_formed_and_small() -> None:
         assert picture.stat().st_size < 100_000, picture
 
 
+def test_every_colour_of_a_drawing_has_another_in_the_dark() -> None:
+    for picture in (DOCS / "data-flow.svg", DOCS / "tape.svg", DOCS / "recovery.svg"):
+        (style,) = re.findall(r"<style>@media \(prefers-color-scheme:dark\)\{(.*)\}</style>", picture.read_text())
+        drawn = picture.read_text().replace(style, "")
+
+        assert set(re.findall(r'(?:fill|stroke)="#\w+"', drawn)) == set(re.findall(r"\[(.*?)\]", style)), picture
+
+
 # ---- the reference
 
 
