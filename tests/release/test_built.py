@@ -50,6 +50,13 @@ def test_the_metadata_names_every_python_that_is_checked(both: built.Built, vers
     assert f"\nClassifier: Programming Language :: Python :: {version}\n" in built.wheel_metadata(both)
 
 
+def test_nothing_is_published_that_only_our_own_tests_need(both: built.Built) -> None:
+    metadata = built.wheel_metadata(both)
+
+    assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.MULTILINE)) == {*check.EXTRAS, "engine"}
+    assert "hypothesis" not in metadata.split("\n\n")[0]
+
+
 def test_the_version_stands_in_one_place_and_is_said_everywhere(both: built.Built) -> None:
     said = CliRunner().invoke(command, ["--version"]).output
     written = re.compile(rf"""["']{re.escape(tokentape.__version__)}["']""")
