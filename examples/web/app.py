@@ -12,7 +12,6 @@ Nothing here asks who the user is. Yours must: whoever knows a job's id could re
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from tokentape import (
     IdempotencyConflict,
     InvalidRequest,
     JobNotFound,
+    Position,
     RedisUnavailable,
     ResultTimeout,
 )
@@ -64,11 +64,10 @@ async def ask(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """The job's tape as server-sent events, from the start or after `Last-Event-ID`."""
     job_id = request.path_params["job_id"]
-    after = request.headers.get("last-event-id") or "0-0"
     # Both raise while a status code can still say what is wrong.
-    place = numbers(after)
+    after = Position.parse(request.headers.get("last-event-id") or "0-0")
     job = await client(request).status(job_id)
-    if job.ended_at is not None and place >= numbers(job.last_entry_id):
+    if job.ended_at is not None and after >= Position.parse(job.last_entry_id):
         return Response(status_code=204)  # tells EventSource that there is nothing to come back for
     entries = client(request).follow(job_id, after)
     return StreamingResponse(
@@ -79,13 +78,6 @@ async def events(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """Stop the answer. What has arrived stays readable."""
     return JSONResponse({"cancelled": await client(request).cancel(request.path_params["job_id"])})
-
-
-def numbers(entry_id: str) -> list[int]:
-    """The two numbers of an id, which order as the tape does. Raises BadCursor for what is no id."""
-    if not re.fullmatch(r"[0-9]{1,7}-[0-9]{1,10}", entry_id):
-        raise BadCursor(entry_id)
-    return [int(number) for number in entry_id.split("-")]
 
 
 async def sse(entries: AsyncIterator[Entry]) -> AsyncIterator[bytes]:
