@@ -77,7 +77,7 @@ def test_what_the_reference_lacks_is_named(check: ModuleType, tmp_path: Path) ->
     assert {
         "reference: has no tokentape.JobView.status",
         "reference: has no tokentape.JobNotFound.job_id",
-        "reference: has no tokentape.operations.WorkerView",
+        "reference: has no tokentape.tape.Timings",
         "reference: does not say how Client is called",
     } <= found
 
