@@ -77,7 +77,7 @@ def test_the_commands_and_the_python_example_run_as_written(tmp_path: Path) -> N
     done = run_shell([*map(in_another_terminal, commands), told, "python example.py", *last], tmp_path)
 
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 24
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 24
     assert "stop" in done.stdout
     assert '"kind":"end"' in done.stdout.replace(" ", "")
 
