@@ -359,7 +359,7 @@ class Batch:
             # Once lines were submitted, the memory is more likely full for a while than too small.
             wait_s = OUTAGE_WAIT_S if self.counts.submitted else self._servers.settings.redis_wait_s
             if not self._flights and now - self._full_since > wait_s:  # nothing of ours there could make room
-                raise RedisUnavailable("the Redis server's memory is full, so that it takes no jobs") from error
+                raise RedisUnavailable(str(error)) from error
             self._submit_at = now + _FULL_PAUSE_S
             self._observer.noted("the Redis server's memory is full: no more lines are submitted until there is room")
             return False

@@ -14,7 +14,6 @@ from typing import Any, Final, Self, TypeVar
 from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
 
 from tokentape.connection import Server, connect, patiently
-from tokentape.errors import RedisUnavailable
 from tokentape.operations import CLIENT_SCRIPTS, Ask, Operations, Steps
 from tokentape.queue import rq_job_key
 from tokentape.scripts import Command
@@ -92,21 +91,15 @@ class Servers:
                 raise
 
         def tell() -> None:
-            if self._on_trouble is not None:
+            # A login that is refused is not waited for.
+            if self._on_trouble is not None and not isinstance(trouble, AuthenticationError):
                 self._on_trouble(_words(trouble))
 
-        try:
-            return patiently(attempt, self.patience_s, tell)
-        except RedisUnavailable as error:
-            if isinstance(trouble, ReadOnlyError):
-                raise RedisUnavailable(_words(trouble)) from trouble
-            raise error from trouble
+        return patiently(attempt, self.patience_s, tell)
 
 
 def _words(trouble: Exception | None) -> str:
-    """What the matter is with a server, for a person."""
+    """What is being waited for, for a person."""
     if isinstance(trouble, ReadOnlyError):
-        return "the Redis server is a read-only replica, which takes no jobs"
-    if isinstance(trouble, AuthenticationError):
-        return "the Redis server refuses the login"
+        return "the Redis server is a read-only replica"
     return "the Redis server does not answer"

@@ -96,8 +96,8 @@ def test_server_that_takes_no_jobs_in_the_middle_is_waited_for(
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (["CONFIG", "SET", "maxmemory", "1"], "the Redis server's memory is full, so that it takes no jobs; "),
-        (["REPLICAOF", "127.0.0.1", "1"], "the Redis server is a read-only replica, which takes no jobs; "),
+        (["CONFIG", "SET", "maxmemory", "1"], "Redis has no memory left: "),
+        (["REPLICAOF", "127.0.0.1", "1"], "Redis is a read-only replica here; "),
         (["CONFIG", "SET", "requirepass", "s3cret"], "Redis refuses the login: "),
     ],
     ids=["full", "replica", "login"],
@@ -110,7 +110,10 @@ def test_server_that_takes_no_jobs_at_the_start_is_told_as_what_it_is(
         control.execute_command(*trouble)
 
     code, error = own_stack.refused(TOKENTAPE_REDIS_WAIT_S="0.2")
+    _, _, said = own_stack.tell(TOKENTAPE_REDIS_WAIT_S="0.2")
 
     assert code == 5
     assert error["message"].startswith(words)
+    assert said.splitlines()[-1] == f"error: {error['message']}"
+    assert ("trying again" in said) == ("replica" in words)
     assert [path.name for path in own_stack.folder.glob("*.jsonl*")] == ["in.jsonl"]
