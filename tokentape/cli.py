@@ -28,6 +28,7 @@ import click
 
 from . import __version__, exit_codes
 from .errors import ConfigError, ExtraMissing, JobError, RedisUnavailable, TokentapeError
+from .exit_codes import OutputFailed
 from .finder import Finder, finder
 from .printable import printable
 
@@ -65,13 +66,6 @@ _SERVICES: Final = {
 
 #: How a disk says that it takes no more.
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-
-class OutputFailed(TokentapeError):
-    """What the command prints could not be written. What it did is done."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(f"the output cannot be written: {error.strerror}")
 
 
 class _PipeClosed(Exception):
@@ -223,13 +217,13 @@ def _invoke(given: list[str], as_json: bool, found: Finder) -> int:
             raise
         code = exit_codes.OUTPUT
         _forget(sys.stdout)
-        _tell(OutputFailed(error), code, as_json, found)
+        _tell(OutputFailed(f"the output cannot be written: {error.strerror}"), code, as_json, found)
     return code if isinstance(code, int) else 0
 
 
 def _tell(error: click.ClickException | TokentapeError, code: int, as_json: bool, found: Finder) -> None:
     message = _message(error, found)
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # nobody reads it, or there is no room for it
         if as_json:
             facts = {"type": type(error).__name__, "message": message, "exit_code": code, **_facts(error)}
             if found.ignored:
@@ -275,7 +269,8 @@ def _where_redis_was_looked_for(found: Finder) -> str:
 
 def _facts(error: Exception) -> dict[str, Any]:
     """What the error knows besides its message."""
-    facts = {name: getattr(error, name) for name in ("job_id", "entry_id", "field", "extra") if hasattr(error, name)}
+    told = ("job_id", "entry_id", "field", "extra", "bad_lines")
+    facts = {name: getattr(error, name) for name in told if hasattr(error, name)}
     if isinstance(error, JobError):
         facts |= {"status": error.status, "job_error": error.error.model_dump()}
     return facts

@@ -37,6 +37,11 @@ OUTPUT: Final = 74  # EX_IOERR of sysexits.h
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
 
+
+class OutputFailed(TokentapeError):
+    """What a command prints, or a file of its results, could not be written. What it did is done."""
+
+
 _OF_ERRORS: Final[tuple[tuple[type[TokentapeError], int], ...]] = (
     (InvalidRequest, USAGE),
     (IdempotencyConflict, USAGE),
@@ -46,6 +51,7 @@ _OF_ERRORS: Final[tuple[tuple[type[TokentapeError], int], ...]] = (
     (JobNotFound, NOT_FOUND),
     (ResultTimeout, TIMED_OUT),
     (RedisUnavailable, NO_REDIS),
+    (OutputFailed, OUTPUT),
 )
 
 

@@ -211,7 +211,7 @@ class Upstream(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
         return any(fnmatch.fnmatchcase(model, pattern) for pattern in self.models)
 
 
-class Settings(BaseModel, extra="forbid", frozen=True):
+class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """Everything that can be set. `Settings.load()` reads it from the environment and the file."""
 
     #: The server of the queue, and of the tapes unless `tape_url` names another. redis://, rediss:// or unix://.

@@ -114,7 +114,8 @@ def run(
 
     \b
     Exit codes: 0 all lines completed; 1 some failed or were cancelled; 2 bad input, wrong files or usage;
-    4 some expired with the window; 5 Redis not reachable; 130 interrupted (143 by SIGTERM).
+    4 some expired with the window; 5 Redis not reachable; 74 a file of results cannot be written; 130 interrupted
+    (143 by SIGTERM).
 
     \b
     Examples:

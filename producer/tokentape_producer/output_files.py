@@ -27,7 +27,8 @@ from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tokentape.errors import InvalidRequest, TokentapeError
+from tokentape.errors import InvalidRequest
+from tokentape.exit_codes import OutputFailed
 
 from .results import Answered, ResultLines
 
@@ -40,7 +41,7 @@ class BatchConflict(InvalidRequest):
     """The result files hold something else, or another run has them. Nothing was changed."""
 
 
-class OutputUnwritable(TokentapeError, OSError):
+class OutputUnwritable(OutputFailed, OSError):
     """A result file cannot be written. What was written stands; the same command goes on from there."""
 
 

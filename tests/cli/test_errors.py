@@ -18,7 +18,7 @@ from tokentape import cli, exit_codes
 from tokentape.embedded import EmbeddedServer
 from tokentape.errors import BadCursor, ConfigError, CorruptTape, ExtraMissing, RedisUnavailable, TokentapeError
 
-from .conftest import Environment, Run
+from .conftest import Environment, Run, wait_until
 
 AWAY = {"TOKENTAPE_REDIS_URL": "redis://me:s3cret@127.0.0.1:1/0", "TOKENTAPE_REDIS_WAIT_S": "0.05"}
 GROUPS = {"config": ["config show"], "batch": ["batch run", "batch cancel"]}
@@ -79,6 +79,20 @@ def test_a_replica_is_told_as_one(run: Run, server_binary: Path | None) -> None:
 
     assert outcome.code == 5
     assert outcome.err.startswith("error: Redis is a read-only replica here; name the primary (at redis://127.0.0.1:")
+
+
+def test_a_worker_on_a_server_that_cannot_write_its_snapshots_says_so(run: Run, server_binary: Path | None) -> None:
+    with EmbeddedServer(binary=server_binary, config={"save": "3600 1"}) as server:
+        (server.log_path.with_name("dump.rdb") / "file").mkdir(parents=True)  # where the snapshot is to go
+        with redis.Redis.from_url(server.url) as admin:
+            admin.bgsave()
+            wait_until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+        outcome = run("worker", "--burst", env={"TOKENTAPE_REDIS_URL": server.url})
+
+    assert outcome.code == 5
+    assert "MISCONF" in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_memory_that_is_full_is_told_as_such(run: Run, server_binary: Path | None) -> None:

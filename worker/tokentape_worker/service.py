@@ -40,7 +40,17 @@ from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
 
 from tokentape import __version__, tape
-from tokentape.connection import TRANSIENT, AsyncServer, Server, connect, connect_async, end_task, unavailable
+from tokentape.connection import (
+    TRANSIENT,
+    AsyncServer,
+    Server,
+    connect,
+    connect_async,
+    end_task,
+    passing,
+    refused,
+    unavailable,
+)
 from tokentape.job import PRIORITIES, ErrorInfo
 from tokentape.masking import shown
 from tokentape.queue import UPSTREAMS_FIELD, VERSION_FIELD, QueueKeys
@@ -109,7 +119,9 @@ class Worker(BaseWorker):
         self.hostname, self.pid = socket.gethostname(), os.getpid()
         try:
             self.connection.ping()
-        except TRANSIENT as error:
+        except (RedisError, OSError) as error:
+            if not passing(error):
+                raise refused(error) from error
             if not wait:
                 raise unavailable(error) from error
             log.warning("server does not answer, to be waited for", error=str(error), url=shown(settings.redis_url))
