@@ -168,8 +168,8 @@ class AsyncClient(ClientBase):
 
         `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
         Raises BadCursor at the call, which asks no server, and JobNotFound there for what is no job id; with the
-        entries JobNotFound at once, BadCursor where the job has ended before the cursor, CorruptTape, RedisUnavailable,
-        ResultTimeout after `wait_s` seconds.
+        entries JobNotFound at once, CorruptTape, RedisUnavailable, ResultTimeout after `wait_s` seconds, also for a
+        cursor beyond the last entry that the tape has not passed by then.
         `async with contextlib.aclosing(client.follow(…))` ends it early.
         """
         return self._follow(Reader(self._operations, job_id, after), seconds(wait_s))
@@ -190,7 +190,7 @@ class AsyncClient(ClientBase):
                 return
             if not reader.behind:
                 if time.monotonic() >= until:
-                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                    raise ResultTimeout(reader.tape.job_id, wait_s, end=reader.missed_end)
                 async with contextlib.aclosing(self._listen(reader, until)) as heard:
                     async for entry in heard:
                         yield entry

@@ -290,8 +290,8 @@ class Client(ClientBase):
 
         `after`: the `id` of the last entry that you have. Safe to repeat: with it, this resumes, and misses nothing.
         Raises BadCursor at the call, which asks no server, and JobNotFound there for what is no job id; with the
-        entries JobNotFound at once, BadCursor where the job has ended before the cursor, CorruptTape, RedisUnavailable,
-        ResultTimeout after `wait_s` seconds.
+        entries JobNotFound at once, CorruptTape, RedisUnavailable, ResultTimeout after `wait_s` seconds, also for a
+        cursor beyond the last entry that the tape has not passed by then.
         Closing the generator ends it early.
         """
         return self._follow(Reader(self._operations, job_id, after), seconds(wait_s))
@@ -311,7 +311,7 @@ class Client(ClientBase):
                 return
             if not reader.behind:
                 if time.monotonic() >= until:
-                    raise ResultTimeout(reader.tape.job_id, wait_s)
+                    raise ResultTimeout(reader.tape.job_id, wait_s, end=reader.missed_end)
                 yield from self._listen(reader, until)
                 if reader.ended:
                     return

@@ -4,7 +4,7 @@
     ├── InvalidRequest        the job was refused: nothing was enqueued
     ├── IdempotencyConflict   the key belongs to a job with another body
     ├── JobNotFound           never submitted, or its tape has expired
-    ├── BadCursor             not an entry id, or beyond the end of the tape
+    ├── BadCursor             not an entry id
     ├── CorruptTape           an entry that cannot be read, or a hole in the tape
     │   └── UnknownFormat     nothing is wrong with the tape: another version of this library wrote it
     ├── Restarted             a new attempt began: what was assembled so far is void
@@ -73,20 +73,11 @@ class JobNotFound(TokentapeError, LookupError):
 
 
 class BadCursor(TokentapeError, ValueError):
-    """A cursor that is not an entry id of the form `<attempt>-<seq>`, or one beyond the end of the tape.
+    """A cursor that is not an entry id of the form `<attempt>-<seq>`."""
 
-    `end` is the id of the end then, and nothing will come after the cursor: read from `0-0`, or from an entry before
-    the end. The entry that it names was lost in a failover, or it is of another job.
-    """
-
-    def __init__(self, cursor: object, *, end: str | None = None) -> None:
-        super().__init__(
-            f"{cursor!r} is beyond the end of the tape, {end}"
-            if end
-            else f"{cursor!r} is not an entry id: expected <attempt>-<seq>, as in 0-0 or 1-42"
-        )
+    def __init__(self, cursor: object) -> None:
+        super().__init__(f"{cursor!r} is not an entry id: expected <attempt>-<seq>, as in 0-0 or 1-42")
         self.cursor = cursor
-        self.end = end
 
 
 class CorruptTape(TokentapeError):
@@ -126,12 +117,21 @@ class Restarted(TokentapeError):
 
 
 class ResultTimeout(TokentapeError, TimeoutError):
-    """The caller waited `wait_s` seconds. The job is not affected."""
+    """The caller waited `wait_s` seconds. The job is not affected.
 
-    def __init__(self, job_id: str, wait_s: float) -> None:
-        super().__init__(f"{job_id} did not end within {wait_s:g} s; it goes on, and can be waited for again")
+    `end`: the id of the job's end, where that stands before the cursor that was followed; None else. Nothing will come
+    after such a cursor: its entry was lost in a failover, or it is of another job. Follow from `0-0`.
+    """
+
+    def __init__(self, job_id: str, wait_s: float, *, end: str | None = None) -> None:
+        super().__init__(
+            f"{job_id} has ended, at {end}: nothing comes after the cursor"
+            if end
+            else f"{job_id} did not end within {wait_s:g} s; it goes on, and can be waited for again"
+        )
         self.job_id = job_id
         self.wait_s = wait_s
+        self.end = end
 
 
 class RedisUnavailable(TokentapeError, ConnectionError):

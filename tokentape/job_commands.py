@@ -23,7 +23,7 @@ from .job import DEFAULT_TIMEOUT_S, PRIORITIES, parse_request
 from .live import Live
 from .operations import failure
 from .tables import job_table, overview_table
-from .tape import AttemptData, EndData, Entry, Position
+from .tape import START, AttemptData, EndData, Entry, Position
 from .waiting import Waiting
 
 Format = Literal["text", "chunks", "entries"]
@@ -301,6 +301,7 @@ def _follow(client: Client, job_id: str, after: str | None, format_: Format, wai
         start = Position(attempts, 0)  # a new attempt's text is the only one that counts
     else:
         start = Position.parse("0-0" if after is None else after)
+        _check_cursor(client, job_id, start)
     end: EndData | None = None
     with (
         _Printed(format_, in_attempt=start.seq > 0) as printed,
@@ -315,6 +316,15 @@ def _follow(client: Client, job_id: str, after: str | None, format_: Format, wai
         raise failure(job_id, end)
     if end is not None and format_ == "text":
         _note_what_is_not_text(client.result(job_id, 0))
+
+
+def _check_cursor(client: Client, job_id: str, after: Position) -> None:
+    """Somebody who types a cursor that nothing will ever follow is told, instead of waiting for it."""
+    if after == START:
+        return
+    view = client.status(job_id)
+    if view.ended_at is not None and after > Position.parse(view.last_entry_id):
+        raise click.BadParameter(f"{after} is beyond the end of the tape, {view.last_entry_id}", param_hint="--after")
 
 
 class _Printed:

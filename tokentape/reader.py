@@ -7,7 +7,7 @@ another server than its last page. That a connection was lost is not always told
 opens another without a word, and a client that was given to us may repeat what failed.
 
 A cursor beyond the last entry waits for the tape to pass it. An end that stands before it says that nothing will: a
-cursor that came from outside is refused then, and a reader that had read further starts over.
+reader that had read further starts over then, and one whose cursor came from outside is told when its wait is over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from .chunk import ChatCompletionChunk
-from .errors import BadCursor, Restarted
+from .errors import Restarted
 from .operations import PAGE, Ask, Operations, Steps, failure
 from .scripts import Command
 from .tape import START, AttemptData, EndData, Entry, Position, Tape, check_follows, check_head, decode_entry, rows_of
@@ -37,6 +37,8 @@ class Reader:
         self.position = Position.parse(after)
         self._given = None if seen else self.position
         self.ended = False
+        #: The id of the end, where that stands before a cursor that came from outside.
+        self.missed_end: str | None = None
         self.behind = True
         self._operations = operations
         self._attempt: bytes | None = None
@@ -62,7 +64,7 @@ class Reader:
         self.ended = False
 
     def catch_up(self) -> Steps[list[Entry]]:
-        """The next page of entries. Raises JobNotFound, BadCursor, CorruptTape."""
+        """The next page of entries. Raises JobNotFound, CorruptTape."""
         self._doubt = False
         rows = yield from self._page()
         if not rows:
@@ -71,9 +73,10 @@ class Reader:
             self.ended = last.kind == "end" and last.position == self.position
             if last.kind == "end" and last.position < self.position:
                 if self.position == self._given:
-                    raise BadCursor(str(self.position), end=last.id)
-                self._start_over()
-                rows = yield from self._operations.page(self.tape, self.position)
+                    self.missed_end = last.id
+                else:
+                    self._start_over()
+                    rows = yield from self._operations.page(self.tape, self.position)
         self.behind = len(rows) == PAGE
         return self.accept(decode_entry(self.tape.job_id, row) for row in rows)
 

@@ -17,7 +17,7 @@ LINES = 1_000_000
 LIMIT_MB = 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_million_lines_and_a_window_of_flights_take_less_than_the_limit(stack: BatchStack, tmp_path: Path) -> None:
     probe = Path(__file__).with_name("memory_probe.py")

@@ -178,3 +178,26 @@ def test_text_and_json_exclude_each_other(run: Run) -> None:
 
     assert outcome.code == 2
     assert "text is not JSON" in json.loads(outcome.err)["error"]["message"]
+
+
+@pytest.mark.parametrize("cursor", ["1-99", "2-0", "9-9"])
+def test_a_cursor_beyond_the_end_is_refused_at_once(
+    run: Run, client: Client, answered: tuple[str, dict[str, Any]], cursor: str
+) -> None:
+    job_id, _ = answered
+    end = client.status(job_id).last_entry_id
+
+    outcome = run("follow", job_id, "--after", cursor)
+
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"{cursor} is beyond the end of the tape, {end}" in outcome.err
+
+
+def test_the_end_is_a_cursor_after_which_nothing_comes(
+    run: Run, client: Client, answered: tuple[str, dict[str, Any]]
+) -> None:
+    job_id, _ = answered
+
+    outcome = run("follow", job_id, "--after", client.status(job_id).last_entry_id)
+
+    assert (outcome.code, outcome.out) == (0, "")

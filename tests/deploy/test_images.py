@@ -108,7 +108,7 @@ def test_each_package_of_an_image_has_the_version_that_the_tests_ran_with(file: 
 
 
 @pytest.mark.slow
-@pytest.mark.images
+@pytest.mark.long
 @pytest.mark.timeout(600)  # two environments, from the package index
 @pytest.mark.parametrize(
     ("file", "runs", "lacks"),

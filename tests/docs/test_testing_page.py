@@ -22,7 +22,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_tests_of_the_page_pass_as_written_in_two_processes(project: Path) -> None:
     done = run_shell([f"python -m pytest -n 2 -p no:asyncio --ignore {WITH_PLUGIN}"], project)
 

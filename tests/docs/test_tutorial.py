@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from .conftest import DOCS, blocks, in_another_terminal, run_shell, titled
 
 PAGE = DOCS / "tutorial.md"
 
 
+@pytest.mark.long
 def test_the_tutorial_runs_as_written(tmp_path: Path) -> None:
     for name, text in titled(PAGE).items():
         (tmp_path / name).write_text(text)
