@@ -18,7 +18,10 @@ from tokentape import Client
 from ..conftest import Environment, body, command, wait_until
 from .conftest import LONG, WAIT_S, Start, leftovers, tokentape
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
 
 
 def test_ctrl_c_lets_streams_finish_and_leaves_nothing(

@@ -21,7 +21,10 @@ from tokentape.simulator import SimulatorThread, expected_text
 from ..conftest import Environment, Run, body, wait_until
 from .conftest import Start, exported, leftovers, tokentape
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
 
 
 def test_another_terminal_finds_it_without_any_setting(start: Start, terminal: Environment) -> None:

@@ -15,7 +15,10 @@ import pytest
 from ..conftest import Environment, command
 from .conftest import WAIT_S, Start, tokentape
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
 
 
 def test_each_line_is_tagged_and_has_no_colour_in_a_file(start: Start, terminal: Environment) -> None:

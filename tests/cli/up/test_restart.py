@@ -18,7 +18,10 @@ from tokentape.simulator import expected_text
 from ..conftest import Environment, body, wait_until
 from .conftest import Start, tokentape
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
+]
 
 
 def test_a_worker_that_is_killed_is_started_again(start: Start, terminal: Environment) -> None:
