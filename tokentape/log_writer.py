@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import threading
 from collections.abc import Callable
 from typing import IO, Final
@@ -112,7 +113,10 @@ class LogWriter:
         rest = memoryview(data)
         try:
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                except BlockingIOError:  # whoever shares the descriptor has made it so
+                    select.select([], [self._descriptor], [])
         except OSError as error:
             if error.errno not in _NOBODY_READS:
                 return True

@@ -17,12 +17,13 @@ _SECRET_QUERY: Final = re.compile(r"(?i)([?&][^=&#]*(?:key|token|secret|passw|pw
 
 def shown(url: str) -> str:
     """A URL without its password, and without what else in it is a secret by its name."""
-    masked = _SECRET_QUERY.sub(rf"\1{MASK}", url)
     try:
-        password = urlsplit(masked).password
+        password = urlsplit(url).password
     except ValueError:  # not a URL at all, as with a bracket that is not closed
         password = None
     # The path of a server's address is a number: an @ behind one is of a password that was not quoted.
-    if password and not masked.startswith(_SERVERS):
-        return masked.replace(f":{password}@", f":{MASK}@", 1)
-    return _USER_INFO.sub(rf"\1:{MASK}@", masked)
+    if password and not url.startswith(_SERVERS):
+        masked = url.replace(f":{password}@", f":{MASK}@", 1)
+    else:
+        masked = _USER_INFO.sub(rf"\1:{MASK}@", url)
+    return _SECRET_QUERY.sub(rf"\1{MASK}", masked)

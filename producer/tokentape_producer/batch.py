@@ -435,5 +435,11 @@ class Batch:
     def _let_go(self) -> None:
         """Shorten the life of what is in the files. Call it after a sync."""
         if self._written and not self._options.keep:
-            self._collector.let_go(self._written, self._servers.operations.keys.queue_name(self._options.priority))
+            queue = self._servers.operations.keys.queue_name(self._options.priority)
+            try:
+                self._collector.let_go(self._written, queue)
+            except TokentapeError as error:
+                if not isinstance(error.__cause__, OutOfMemoryError):
+                    raise
+                return  # the next time: what was shortened before that makes room
         self._written = []

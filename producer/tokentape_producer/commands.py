@@ -160,7 +160,8 @@ def cancel(*, input_path: Path, out_path: Path, as_json: bool) -> None:
     record = read_record(out_path)
     if record is None:
         raise BatchConflict(f"{record_path(out_path)} is not there: no batch was run with {out_path} as output")
-    errors_path = out_path.parent / record.errors
+    # As the record has it: beside the output by its name, whatever folder is a link.
+    errors_path = Path(os.path.normpath(out_path.absolute().parent / record.errors))
     with InputFile(input_path, model=record.model) as source:
         checked = source.check()
         record = record.model_copy(update={"input_sha256": checked.sha256})

@@ -42,7 +42,7 @@ def test_a_server_that_is_away_is_exit_code_5_and_named_without_its_password(run
 
 
 @pytest.mark.parametrize("login", ["", ":wr0ng@", "nobody:wr0ng@"])
-@pytest.mark.parametrize("command", ["status", "worker --burst"])
+@pytest.mark.parametrize("command", ["status", "worker --burst", "worker --wait"])
 def test_a_refused_login_is_told_as_such(run: Run, server_binary: Path | None, login: str, command: str) -> None:
     with EmbeddedServer(password=True, binary=server_binary) as server:
         address = server.url.rpartition("@")[2]

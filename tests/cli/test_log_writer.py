@@ -50,6 +50,20 @@ def test_lines_come_out_in_order(pipe: Pipe) -> None:
     assert pipe.read_rest() == "".join(f"line {number}\n" for number in range(100))
 
 
+def test_a_descriptor_that_does_not_block_loses_nothing(pipe: Pipe) -> None:
+    os.set_blocking(pipe.file.fileno(), False)
+    writer = LogWriter(pipe.file, limit_bytes=10 * MUCH)
+    for number in range(MUCH // 10):
+        writer.write(f"{number:09}\n")
+    got = b""
+    while len(got) < MUCH:
+        got += os.read(pipe.reader, 65536)
+    writer.close(30)
+    os.close(pipe.reader)
+
+    assert got.decode().splitlines() == [f"{number:09}" for number in range(MUCH // 10)]
+
+
 def test_half_a_character_is_no_error(pipe: Pipe) -> None:
     writer = LogWriter(pipe.file)
 

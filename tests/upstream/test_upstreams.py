@@ -507,6 +507,15 @@ async def test_key_file_that_is_empty_or_no_text_is_a_missing_key(connect: Conne
         assert KEY not in str(refused.value)
 
 
+async def test_who_has_a_job_already_ends_it_where_the_only_key_is_missing(serve: Serve) -> None:
+    upstream = Upstream(base_url=(await serve(answer_whole)).url, api_key_env="NOT_SET_ANYWHERE")
+
+    async with Upstreams(Settings(upstreams={"default": upstream}), must_serve=False) as upstreams:
+        info = await failure(upstreams)
+
+    assert (info.type, info.code) == ("authentication_error", "no_api_key")
+
+
 async def test_unknown_upstream_is_refused(connect: Connect) -> None:
     upstreams = await connect("http://127.0.0.1:9")
 

@@ -59,7 +59,7 @@ async def _run(settings: Settings, job_id: str) -> None:
         ledger = Ledger(Server(connect(settings.redis_url), (*own.SCRIPTS, *limits.SCRIPTS)))
         stack.callback(ledger.close)
         # Before the job is taken: it raises ConfigError for what cannot be used.
-        upstreams = await stack.enter_async_context(Upstreams(settings))
+        upstreams = await stack.enter_async_context(Upstreams(settings, must_serve=False))
         await _adopt_and_run(settings, tapes, ledger, upstreams, Delivery(job_id, 0, "", head.priority))
         (rows,) = await tapes.run([at.last()])
     last = decode_entry(job_id, rows[0]) if rows else None

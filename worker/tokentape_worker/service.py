@@ -34,7 +34,7 @@ from typing import Any, Final
 
 import redis
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 from rq.command import parse_payload
 from rq.serializers import JSONSerializer
 from rq.worker.base import BaseWorker, WorkerStatus
@@ -122,7 +122,7 @@ class Worker(BaseWorker):
         except (RedisError, OSError) as error:
             if not passing(error):
                 raise refused(error) from error
-            if not wait:
+            if not wait or isinstance(error, AuthenticationError):
                 raise unavailable(error) from error
             log.warning("server does not answer, to be waited for", error=str(error), url=shown(settings.redis_url))
 

@@ -45,11 +45,13 @@ class Upstreams:
 
     Keys are read on entering. Where one is missing, that is logged, and calls to that upstream fail; the others work.
     Entering raises ConfigError where no upstream can be called, or for a `ca_file` that cannot be used: a worker that
-    takes jobs to fail them harms more than one that does not start. `clock` gives Unix time in seconds.
+    takes jobs to fail them harms more than one that does not start. Not without `must_serve` where keys are missing: who
+    has a job already ends it on its tape, where somebody waits. `clock` gives Unix time in seconds.
     """
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: Settings, *, must_serve: bool = True, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
+        self._must_serve = must_serve
         self._clock = clock
         self._routes: dict[str, Route] = {}
         self._clients: dict[tuple[Path | None, str | None], httpx.AsyncClient] | None = None
@@ -57,7 +59,7 @@ class Upstreams:
     async def __aenter__(self) -> Self:
         self._routes = {name: Route(name, upstream) for name, upstream in self._settings.upstreams.items()}
         unusable = [route.unusable.message for route in self._routes.values() if route.unusable is not None]
-        if unusable and len(unusable) == len(self._routes):
+        if unusable and len(unusable) == len(self._routes) and self._must_serve:
             raise ConfigError(f"no upstream can be called: {'; '.join(unusable)}")
         for message in unusable:
             log.error("upstream cannot be called", error=message)
