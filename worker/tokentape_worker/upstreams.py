@@ -45,8 +45,8 @@ class Upstreams:
 
     Keys are read on entering. Where one is missing, that is logged, and calls to that upstream fail; the others work.
     Entering raises ConfigError where no upstream can be called, or for a `ca_file` that cannot be used: a worker that
-    takes jobs to fail them harms more than one that does not start. Not for missing keys without `must_serve`: who has a
-    job already ends it on its tape, where somebody waits. `clock` gives Unix time in seconds.
+    takes jobs to fail them harms more than one that does not start. Without `must_serve` not for missing keys: who has
+    a job already ends it on its tape, where somebody waits. `clock` gives Unix time in seconds.
     """
 
     def __init__(self, settings: Settings, *, must_serve: bool = True, clock: Callable[[], float] = time.time) -> None:
