@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import redis
+from redis.exceptions import OutOfMemoryError
 
+from tokentape.connection import refused
 from tokentape.job import derive_job_id
 from tokentape.simulator import expected_text
 from tokentape.tape import Tape
+from tokentape_producer.collector import Collector
 
 from .conftest import BatchStack, batch_line, body, read_lines, wait_until, write_lines
 
@@ -253,6 +256,22 @@ def test_completed_jobs_leave_redis_soon_and_failed_ones_stay(stack: BatchStack,
     for key in (good.key, good.result_key, good.request_key, f"rq:job:{good.job_id}", f"rq:results:{good.job_id}"):
         assert 0 < redis_client.ttl(key) <= 60, key
     assert redis_client.ttl(bad.key) > 60
+
+
+def test_jobs_that_full_memory_keeps_from_being_let_go_end_no_run(
+    stack: BatchStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        full_memory = OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
+        raise refused(full_memory) from full_memory
+
+    monkeypatch.setattr(Collector, "let_go", full)
+    write_lines(stack.input, [body(str(number)) for number in range(20)])
+    stack.worker()
+
+    code, facts, _ = stack.run()
+
+    assert (code, facts["completed"]) == (0, 20)
 
 
 def test_completed_jobs_stay_for_the_retention_where_that_is_asked_for(
