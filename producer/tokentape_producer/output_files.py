@@ -163,6 +163,10 @@ class ResultFile:
         # It was locked before it got its name.
         os.close(self._fd)
         self._fd = new._fd
+        try:  # only now: whatever becomes of it, what is written from here on goes into the file that has the name
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def become(self, old: ResultFile, target: Path, keep: Callable[[bytes], bool]) -> None:
         """Take the place of another one, with those of its lines that are to be kept."""
@@ -176,7 +180,6 @@ class ResultFile:
         self.sync()
         try:
             self.path.replace(target)
-            _sync_folder(target.parent)
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from tokentape_producer.output_files import (
     BatchRecord,
     OutputFiles,
     OutputUnwritable,
+    ResultFile,
     default_errors,
     new_record,
 )
@@ -341,3 +343,23 @@ def test_name_that_is_no_text_is_the_same_name_in_the_next_run(tmp_path: Path) -
 def test_errors_stand_beside_the_output_by_default() -> None:
     assert default_errors(Path("a/out.jsonl")) == Path("a/out.errors.jsonl")
     assert default_errors(Path("a/out")) == Path("a/out.errors.jsonl")
+
+
+def test_a_folder_that_cannot_be_made_durable_leaves_the_file_that_has_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "errors.jsonl"
+    file = ResultFile(path)
+    for line in (b"a\n", b"b\n"):
+        file.write(line)
+
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("tokentape_producer.output_files._sync_folder", refuse)
+    with pytest.raises(OutputUnwritable, match="Input/output error"):
+        file.rewrite(lambda line: line == b"b\n")
+    file.write(b"c\n")
+    file.close()
+
+    assert path.read_bytes() == b"b\nc\n"
